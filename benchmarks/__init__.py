@@ -1,0 +1,1 @@
+"""python -m benchmarks NAME: one JSON line with a ratio measured in one run."""

@@ -1,0 +1,1 @@
+"""The FastAPI application: one router and one schema file per resource."""

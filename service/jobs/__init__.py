@@ -1,0 +1,1 @@
+"""The kernel that API and worker share: job record, phases, store, queue. No web framework, no torch."""

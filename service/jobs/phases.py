@@ -1,0 +1,87 @@
+"""The life of a job: phases, which may follow which, and how OpenAI's clients see them. Pure.
+
+A phase is finer than OpenAI's status. Each transition in the store is one conditional UPDATE that checks
+``may_follow`` on the stored phase, so an illegal transition moves nothing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class Kind(StrEnum):
+    """What a job does; each kind runs as ``python -m vlm_dft RUN_DIR``."""
+
+    FINE_TUNING = "fine_tuning"
+    EVALUATION = "evaluation"
+    FILE_VALIDATION = "file_validation"
+
+
+class Queue(StrEnum):
+    """Which workers a job is for."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+QUEUE_OF: Final = {Kind.FINE_TUNING: Queue.GPU, Kind.EVALUATION: Queue.GPU, Kind.FILE_VALIDATION: Queue.CPU}
+
+
+class Phase(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    """Waits for a worker."""
+    RECOVERING = "recovering"
+    """Its worker was lost; waits for another one, ahead of its class."""
+    STARTING = "starting"
+    """Claimed; the process is being started."""
+    VALIDATING = "validating"
+    """Rows are being read (file validation)."""
+    LOADING_MODEL = "loading_model"
+    RUNNING = "running"
+    CHECKPOINTING = "checkpointing"
+    EXPORTING = "exporting"
+    EVALUATING = "evaluating"
+    CANCELLING = "cancelling"
+    """Cancel was asked for; the worker is ending the process."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+WAITING: Final = frozenset({Phase.QUEUED, Phase.RECOVERING})
+TERMINAL: Final = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
+ACTIVE: Final = frozenset(Phase) - WAITING - TERMINAL
+"""Phases in which a worker holds a lease."""
+WORKING: Final = ACTIVE - {Phase.CANCELLING}
+
+_STATUS: Final = {
+    Phase.QUEUED: "queued",
+    Phase.RECOVERING: "queued",
+    Phase.SUCCEEDED: "succeeded",
+    Phase.FAILED: "failed",
+    Phase.CANCELLED: "cancelled",
+}
+
+
+def openai_status(phase: Phase) -> str:
+    """OpenAI's status of a phase: every phase in which a worker holds the job is ``running``."""
+    return _STATUS.get(phase, "running")
+
+
+def may_follow(before: Phase, after: Phase) -> bool:
+    """Whether a job in phase ``before`` may move to ``after``."""
+    if before in TERMINAL:
+        return False
+    if before in WAITING:
+        return after in {Phase.STARTING, Phase.CANCELLED, Phase.FAILED}
+    if before is Phase.CANCELLING:
+        return after in TERMINAL
+    return True
+
+
+def phases_before(after: Phase) -> frozenset[Phase]:
+    """The phases from which ``after`` may be reached: the IN (...) of the conditional UPDATE."""
+    return frozenset(phase for phase in Phase if may_follow(phase, after))

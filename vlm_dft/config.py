@@ -1,0 +1,237 @@
+"""What a run does, as one frozen object: RunConfig. Torch-free: the API checks requests with the trainer's own schema.
+
+Unknown keys are refused; the docstring under each field is its documentation, here and in the service's OpenAPI.
+This file knows nothing about files inside a run directory (``run_dir``) or about what a run answers (``results``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Objective = Literal["nll", "dft"]
+DatasetFormat = Literal["wethink", "openai", "sharegpt"]
+BenchmarkKind = Literal["mathverse", "mathvision", "wemath"]
+
+
+class Frozen(BaseModel):
+    """Base of every config: immutable, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PixelConfig(Frozen):
+    """How large an image may be, in pixels after resizing; one visual token covers 28 x 28 of them."""
+
+    min_pixels: int = Field(default=4 * 28 * 28, ge=28 * 28, le=16384 * 28 * 28)
+    """Smaller images are enlarged to this many pixels."""
+    max_pixels: int = Field(default=1280 * 28 * 28, ge=28 * 28, le=16384 * 28 * 28)
+    """Larger images are shrunk to this many pixels, keeping the aspect ratio."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is larger than max_pixels {self.max_pixels}")
+        return self
+
+
+class ObjectiveConfig(Frozen):
+    """Loss: weight x (-log p) summed over supervised tokens, divided by their number in the global batch."""
+
+    name: Objective = "nll"
+    """nll: weight 1, plain SFT. dft: weight p, detached (arXiv 2508.05629)."""
+    weight_floor: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Smallest weight a token can get under dft; 0 is the paper's objective, about 0.1 keeps rare tokens learnable."""
+
+    @model_validator(mode="after")
+    def _floor_belongs_to_dft(self) -> Self:
+        if self.weight_floor and self.name != "dft":
+            raise ValueError(f"weight_floor applies to the objective dft, not to {self.name}")
+        return self
+
+
+class FullConfig(Frozen):
+    """Train every parameter that is not frozen."""
+
+    type: Literal["full"] = "full"
+
+
+class LoraConfig(Frozen):
+    """Train low-rank adapters (peft) instead of the weights themselves."""
+
+    type: Literal["lora"] = "lora"
+    r: int = Field(default=8, ge=1, le=1024)
+    """Rank."""
+    alpha: int = Field(default=16, ge=1, le=4096)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+    targets: Literal["language", "all"] = "language"
+    """language: the linear layers of the language model. all: those of the vision tower too."""
+
+
+class FreezeConfig(Frozen):
+    """Which parts keep their weights; for text models only language_model means something."""
+
+    vision_tower: bool = True
+    """Freeze the vision tower."""
+    merger: bool = True
+    """Freeze the merger (the projector from vision to language)."""
+    language_model: bool = False
+    """Freeze the language model, its embeddings and head."""
+
+
+class TrainConfig(Frozen):
+    """One fine-tuning run. The defaults are the DFT paper's where it states them."""
+
+    model: str
+    """Directory of the base model, or a hub id on the allow-list."""
+    revision: str | None = None
+    """Commit of a hub model; required when model is a hub id."""
+    dataset: Path
+    """Canonical dataset directory, as validation wrote it (``vlm_dft.data.canonical``)."""
+    validation_dataset: Path | None = None
+    """Held-out canonical dataset; its NLL is measured before the first step, at each checkpoint and at the end."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    adapter: Annotated[FullConfig | LoraConfig, Field(discriminator="type")] = FullConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    pixels: PixelConfig = PixelConfig()
+    learning_rate: float = Field(default=5e-5, gt=0.0, le=1.0)
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0, le=1000.0)
+    """Gradients with a larger norm are scaled down to it."""
+    n_epochs: int = Field(default=1, ge=1, le=1000)
+    max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Stop after this many optimizer steps; n_epochs otherwise decides."""
+    batch_size: int = Field(default=16, ge=1, le=65536)
+    """Samples per optimizer step, over all devices and accumulation."""
+    micro_batch_size: int = Field(default=1, ge=1, le=4096)
+    """Samples per forward pass on one device; changes memory and speed, never the gradient."""
+    max_length_tokens: int = Field(default=4096, ge=8, le=1_000_000)
+    """Longest sample, text and visual tokens together. Samples are never shortened."""
+    on_overlong: Literal["error", "drop"] = "error"
+    """error: a longer sample fails the run before its first step. drop: it is left out, counted and logged."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: about a quarter slower, far less memory."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    """Only the newest ones are kept."""
+    log_every_steps: int = Field(default=1, ge=1)
+    seed: int = Field(default=42, ge=0, le=2**31 - 1)
+    """Order of the samples, dropout and adapter initialisation."""
+    resume_from: Path | None = None
+    """Complete checkpoint directory of an earlier attempt of the same run."""
+
+
+class BenchmarkConfig(Frozen):
+    """One benchmark to score."""
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$")
+    """How the score is called, such as mathverse or mathverse:vision-only."""
+    kind: BenchmarkKind
+    path: Path
+    """A VLMEvalKit TSV, an official JSON or JSONL, or a directory that holds one (images beside it)."""
+    limit: int | None = Field(default=None, ge=1)
+    """Score only the first items; the score is then marked as a subset."""
+
+
+class EvalConfig(Frozen):
+    """Generate answers to benchmark items and score them by rule."""
+
+    model: str | None = None
+    """Model directory or hub id; None: the model that this run has just trained."""
+    revision: str | None = None
+    benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
+    include_base: bool = False
+    """Score the base model of the training as well, on the same items with the same settings."""
+    pixels: PixelConfig = PixelConfig()
+    prompt: Literal["direct", "cot"] = "direct"
+    """Which of the benchmark's published prompts is used."""
+    system_prompt: str | None = None
+    """None: the chat template's own."""
+    max_new_tokens: int = Field(default=2048, ge=1, le=65536)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    """0: greedy."""
+    batch_size: int = Field(default=8, ge=1, le=1024)
+    seed: int = Field(default=42, ge=0, le=2**31 - 1)
+
+
+class ValidationLimits(Frozen):
+    """What one training file may hold; larger things are reported as invalid, never shortened."""
+
+    max_row_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Longest line, data: URIs included."""
+    max_images_per_row: int = Field(default=64, ge=0)
+    max_image_bytes: int = Field(default=20 * 2**20, ge=1)
+    """Encoded size of one image."""
+    max_image_pixels: int = Field(default=40_000_000, ge=1)
+    """Decoded size of one image; guards against decompression bombs."""
+    max_aspect_ratio: float = Field(default=200.0, ge=1.0)
+    """qwen-vl-utils refuses more."""
+    max_archive_entries: int = Field(default=2_000_000, ge=1)
+    max_archive_bytes: int = Field(default=512 * 2**30, ge=1)
+    """Unpacked size of an archive."""
+    max_archive_ratio: float = Field(default=100.0, ge=1.0)
+    """Unpacked size over packed size of one entry."""
+    max_reported_rows: int = Field(default=100, ge=1)
+    """Invalid rows listed in the report; all are counted."""
+
+
+class ValidationConfig(Frozen):
+    """Check one training file and write it as a canonical dataset."""
+
+    source: Path
+    """The uploaded file, or a dataset directory under an allowed root."""
+    filename: str
+    """Its name as the user knows it; reports quote it."""
+    format: DatasetFormat | Literal["auto"] = "auto"
+    tokenizer: str | None = None
+    """Model directory whose tokenizer and chat template count tokens; None: no token statistics."""
+    max_length_tokens: int = Field(default=4096, ge=8)
+    """Rows above it are listed as what would not fit."""
+    pixels: PixelConfig = PixelConfig()
+    system_prompt: str | None = None
+    """System turn for rows that bring none; None: WeThink rows get ours, other rows none."""
+    max_invalid_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of invalid rows above which the whole file is refused; at or below it they are left out and counted."""
+    allow_image_urls: bool = False
+    """Fetch https images at validation time; private addresses are refused even then."""
+    limits: ValidationLimits = ValidationLimits()
+
+
+class SupervisionConfig(Frozen):
+    """How a rank notices that its supervisor is gone (see ``vlm_dft.watchdog``)."""
+
+    lease_timeout_seconds: float = Field(gt=0)
+    """The rank kills itself when the run directory's lease file has not changed for this long."""
+
+
+class RunConfig(Frozen):
+    """config.json of a run directory: a validation, or a training, an evaluation, or both."""
+
+    run_id: str
+    """Name in logs and reports; the service puts the job's id here."""
+    validation: ValidationConfig | None = None
+    train: TrainConfig | None = None
+    evaluation: EvalConfig | None = None
+    supervision: SupervisionConfig | None = None
+
+    @model_validator(mode="after")
+    def _does_something_sensible(self) -> Self:
+        if self.validation is not None and (self.train is not None or self.evaluation is not None):
+            raise ValueError("a validation runs alone: leave out train and evaluation")
+        if self.validation is None and self.train is None and self.evaluation is None:
+            raise ValueError("nothing to do: give validation, train or evaluation")
+        if self.train is None and self.evaluation is not None and self.evaluation.model is None:
+            raise ValueError("evaluation.model is needed when the run does not train")
+        if self.train is None and self.evaluation is not None and self.evaluation.include_base:
+            raise ValueError("evaluation.include_base needs a training in the same run")
+        return self

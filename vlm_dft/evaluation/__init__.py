@@ -1,0 +1,1 @@
+"""Benchmarks: loaders, generation, rule-based scoring, score records."""

@@ -1,0 +1,1 @@
+"""Supervises runs, never trains: claim, spawn, heartbeat, record; and the janitor."""
