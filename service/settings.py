@@ -98,16 +98,6 @@ class Settings(BaseSettings):
         return self.data / "runs"
 
     @property
-    def datasets_dir(self) -> Path:
-        """Canonical datasets, one per file id."""
-        return self.data / "datasets"
-
-    @property
-    def tuned_dir(self) -> Path:
-        """Exported models, one per job id."""
-        return self.data / "models" / "tuned"
-
-    @property
     def is_loopback(self) -> bool:
         return self.host in {"127.0.0.1", "::1", "localhost"}
 
