@@ -1,0 +1,58 @@
+"""The stock openai client pointed at our service, and errors as a person reads them. Knows no endpoint by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import openai
+import typer
+from rich.console import Console
+
+out = Console()
+err = Console(stderr=True)
+
+EXIT_FAILED = 1
+"""The service refused, or the job failed."""
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+"""No service answered."""
+
+
+def base_url() -> str:
+    """OPENAI_BASE_URL, else VLM_DFT_URL, else the address `vlm-dft up` serves."""
+    return os.environ.get("OPENAI_BASE_URL") or os.environ.get("VLM_DFT_URL") or "http://127.0.0.1:8000/v1"
+
+
+def connect() -> openai.OpenAI:
+    """The client; a loopback service without keys takes any key."""
+    key = os.environ.get("OPENAI_API_KEY") or os.environ.get("VLM_DFT_API_KEY") or "none"
+    return openai.OpenAI(base_url=base_url(), api_key=key)
+
+
+def get(client: openai.OpenAI, path: str, **params: Any) -> Any:
+    """GET one of our extensions as plain JSON, with the client's own authentication and retries."""
+    return client.get(path, cast_to=object, options={"params": params})
+
+
+def post(client: openai.OpenAI, path: str, body: dict[str, Any]) -> Any:
+    """POST to one of our extensions."""
+    return client.post(path, cast_to=object, body=body)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turn the client's exceptions into one or two lines and an exit code."""
+    try:
+        yield
+    except openai.APIConnectionError:
+        err.print(f"[red]No service answers at {base_url()}.[/] Start one with `vlm-dft up`, or set OPENAI_BASE_URL.")
+        raise typer.Exit(EXIT_UNREACHABLE) from None
+    except openai.APIStatusError as error:
+        body = error.body if isinstance(error.body, dict) else {}
+        err.print(f"[red]{body.get('message') or error.message}[/]", highlight=False)
+        details = {"param": error.param, "code": error.code, "hint": body.get("hint"), "request": error.request_id}
+        err.print("  ".join(f"{name}={value}" for name, value in details.items() if value), highlight=False)
+        raise typer.Exit(EXIT_FAILED) from None

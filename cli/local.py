@@ -1,0 +1,87 @@
+"""`vlm-dft train`: validate and fine-tune on this machine with no service in sight, as `python -m vlm_dft` does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from cli.client import EXIT_FAILED, EXIT_USAGE, err, out
+from cli.submit import parse_pairs
+from vlm_dft.config import RunConfig, ValidationConfig
+from vlm_dft.results import RunResult
+from vlm_dft.run_dir import RunDir
+
+
+def train(
+    training_file: Annotated[Path, typer.Argument(exists=True, help="JSONL, archive or dataset directory.")],
+    model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Directory of the base model.")],
+    run_dir: Annotated[Path, typer.Option(help="Where everything is written.")],
+    objective: Annotated[str, typer.Option(help="nll (SFT) or dft.")] = "dft",
+    validation_file: Annotated[Path | None, typer.Option(exists=True)] = None,
+    lora: Annotated[bool, typer.Option("--lora")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of TrainConfig; repeatable.")] = None,
+) -> None:
+    """Validate a file, then fine-tune on it, in this terminal."""
+    fields = parse_pairs(set_ or [])
+    train_config = {
+        "model": str(model.resolve()),
+        "dataset": str(_validated(training_file, model, run_dir / "training-file", fields)),
+        "objective": {"name": objective},
+        "adapter": {"type": "lora" if lora else "full"},
+        **fields,
+    }
+    if validation_file:
+        train_config["validation_dataset"] = str(
+            _validated(validation_file, model, run_dir / "validation-file", fields)
+        )
+    result = _run(RunDir(run_dir), {"run_id": run_dir.name, "train": train_config})
+    assert result.train is not None, "a training that succeeded has its result"
+    out.print(
+        f"[green]succeeded[/] {result.train.steps} steps, NLL {result.train.first_nll:.3f} -> "
+        f"{result.train.last_nll:.3f}: {run_dir / result.train.export}",
+        highlight=False,
+    )
+
+
+def _validated(source: Path, model: Path, run_dir: Path, fields: dict[str, object]) -> Path:
+    config = ValidationConfig.model_validate(
+        {
+            "source": source.resolve(),
+            "filename": source.name,
+            "tokenizer": str(model.resolve()),
+            **{key: fields[key] for key in ("max_length_tokens", "pixels") if key in fields},
+        }
+    )
+    run = RunDir(run_dir)
+    result = _run(run, {"run_id": run_dir.name, "validation": config.model_dump()})
+    assert result.validation is not None, "a validation that succeeded has its report"
+    out.print(f"{source.name}: {result.validation.valid} valid of {result.validation.rows} rows", highlight=False)
+    return run.dataset_path.resolve()
+
+
+def _run(run: RunDir, document: dict[str, object]) -> RunResult:
+    """Run one directory in a process of its own; leave with its error when it fails."""
+    try:
+        run.create(RunConfig.model_validate(document))
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            err.print(f"[red]{'.'.join(map(str, problem['loc']))}[/]: {problem['msg']}", highlight=False)
+        raise typer.Exit(EXIT_USAGE) from None
+    process = subprocess.run([sys.executable, "-m", "vlm_dft", str(run.path)], env=os.environ, check=False)
+    result = run.read_result()
+    if result is None:
+        err.print(f"[red]crashed[/] with exit code {process.returncode}; nothing was announced in {run.path}")
+        raise typer.Exit(EXIT_FAILED)
+    if result.status != "succeeded":
+        error = result.error
+        err.print(f"[red]{result.status}[/] {error.code + ': ' + error.message if error else ''}", highlight=False)
+        for problem in result.validation.problems if result.validation else ():
+            err.print(f"  {problem.file}:{problem.line} {problem.field}: {problem.reason}", highlight=False)
+        raise typer.Exit(EXIT_FAILED)
+    return result

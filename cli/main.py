@@ -1,0 +1,34 @@
+"""The vlm-dft command: its list of subcommands, and nothing else.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no service answers.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from cli import doctor, local, serve, show, submit, watch
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune vision-language and text models with SFT or DFT on your own machine.",
+)
+
+app.command()(serve.up)
+app.command()(serve.migrate)
+app.command()(serve.work)
+app.command()(serve.demo)
+app.add_typer(serve.keys_app, name="keys")
+app.command()(local.train)
+app.command()(submit.submit)
+app.command("eval")(submit.evaluate)
+app.command()(watch.watch)
+app.command()(show.jobs)
+app.command()(show.logs)
+app.command()(show.cancel)
+app.add_typer(show.models_app, name="models")
+app.command()(doctor.doctor)
+
+if __name__ == "__main__":
+    app()

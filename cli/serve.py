@@ -1,0 +1,105 @@
+"""`vlm-dft up`, `migrate`, `work`, `demo`, `keys`: what runs on the service's own machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.client import EXIT_FAILED, EXIT_USAGE, err, out
+
+keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to serve on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to serve on.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where everything is written.")] = None,
+    gpu_workers: Annotated[int | None, typer.Option(min=0, help="Default: one per GPU, or one on the CPU.")] = None,
+    cpu_workers: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Start the service: broker, API, janitor and workers. Ctrl-C drains."""
+    from cli.up import up as start
+    from service.settings import Settings
+
+    chosen = {"host": host, "port": port, "data_dir": data_dir}
+    settings = Settings(**{name: value for name, value in chosen.items() if value is not None})  # pyright: ignore
+    raise typer.Exit(start(settings, gpu_workers=gpu_workers, cpu_workers=cpu_workers))
+
+
+def migrate() -> None:
+    """Bring the database to this version's schema."""
+    from service.jobs.database import open_database
+    from service.settings import get_settings
+
+    open_database(get_settings()).upgrade()
+    out.print("the database is at this version's schema")
+
+
+def work(
+    queue: Annotated[str, typer.Option(help="gpu or cpu.")] = "gpu",
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: one per GPU, or one.")] = None,
+) -> None:
+    """Run workers alone, against the database and broker of VLM_DFT_DATABASE_URL and VLM_DFT_BROKER_URL."""
+    from cli.up import work as start
+    from service.jobs.phases import Queue
+    from service.settings import get_settings
+
+    if queue not in set(Queue):
+        err.print(f"--queue takes {' or '.join(Queue)}, not {queue!r}")
+        raise typer.Exit(EXIT_USAGE)
+    raise typer.Exit(start(get_settings(), Queue(queue), workers=workers))
+
+
+def demo(
+    data_dir: Annotated[Path | None, typer.Option(help="Default: a temporary directory.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running afterwards.")] = False,
+) -> None:
+    """Watch the whole mission on a tiny model: SFT, then SFT against DFT, with scores. Minutes on two cores."""
+    from cli.demo import demo as run
+
+    raise typer.Exit(run(data_dir=data_dir, keep=keep))
+
+
+@keys_app.command("create")
+def create_key(
+    project: Annotated[str, typer.Option(help="Whose files, jobs and models it sees.")] = "default",
+    name: Annotated[str, typer.Option(help="What it is for.")] = "cli",
+) -> None:
+    """Create a key and print it once; only its HMAC is stored."""
+    from service.jobs import keys
+    from service.jobs.database import open_database
+    from service.settings import get_settings
+
+    settings = get_settings()
+    with open_database(settings).write() as session:
+        created = keys.create_key(session, settings, project=project, name=name)
+    out.print(created.secret, highlight=False)
+
+
+@keys_app.command("list")
+def list_keys() -> None:
+    """List keys by id, project and name."""
+    from service.jobs import keys
+    from service.jobs.database import open_database
+    from service.settings import get_settings
+
+    with open_database(get_settings()).read() as session:
+        for key in keys.list_keys(session):
+            state = "revoked" if key.revoked_at else "live"
+            out.print(f"{key.id}  {key.project}  {key.name}  {key.prefix}...  {state}", highlight=False)
+
+
+@keys_app.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument()]) -> None:
+    """Revoke a key; requests with it are refused at once."""
+    from service.jobs import keys
+    from service.jobs.database import open_database
+    from service.settings import get_settings
+
+    with open_database(get_settings()).write() as session:
+        if not keys.revoke_key(session, key_id):
+            err.print(f"no live key {key_id}")
+            raise typer.Exit(EXIT_FAILED)
+    out.print(f"revoked {key_id}")

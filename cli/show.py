@@ -1,0 +1,81 @@
+"""Look and cancel: `vlm-dft jobs`, `logs`, `cancel`, `models`, through the openai client."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cli.client import connect, get, out, post, readable_errors
+from cli.watch import TERMINAL, job_path
+
+_FOLLOW_SECONDS = 1.0
+
+models_app = typer.Typer(help="List and delete models.", invoke_without_command=True)
+
+
+def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
+    """List the newest fine-tuning jobs."""
+    with readable_errors():
+        page = get(connect(), "/fine_tuning/jobs", limit=limit)
+    table = Table("job", "phase", "model", "objective", "step", "created", box=None)
+    for job in page["data"]:
+        progress = job.get("progress") or {}
+        step = f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
+        table.add_row(job["id"], job.get("phase"), job["model"], job.get("objective"), step, created)
+    out.print(table)
+
+
+def logs(
+    job_id: Annotated[str, typer.Argument()],
+    tail_bytes: Annotated[int, typer.Option(min=1, max=2**20)] = 16384,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Print the end of the trainer's log."""
+    with readable_errors():
+        client = connect()
+        text = get(client, f"{job_path(job_id)}/logs", tail_bytes=tail_bytes)["text"]
+        out.print(text, end="", markup=False, highlight=False)
+        while follow and get(client, job_path(job_id))["status"] not in TERMINAL:
+            time.sleep(_FOLLOW_SECONDS)
+            newer = get(client, f"{job_path(job_id)}/logs", tail_bytes=tail_bytes)["text"]
+            out.print(_new_part(text, newer), end="", markup=False, highlight=False)
+            text = newer
+
+
+def _new_part(before: str, after: str) -> str:
+    """What a tail shows that the one before did not: the text after the last line they share."""
+    last = before.rstrip("\n").rsplit("\n", 1)[-1] + "\n"
+    at = after.rfind(last) if before else -1
+    return after[at + len(last) :] if at >= 0 else after
+
+
+def cancel(job_id: Annotated[str, typer.Argument()]) -> None:
+    """Cancel a job; a running one stops within seconds."""
+    with readable_errors():
+        job = post(connect(), f"{job_path(job_id)}/cancel", {})
+    out.print(f"{job['id']} {job.get('phase') or job['status']}", highlight=False)
+
+
+@models_app.callback()
+def models(context: typer.Context) -> None:
+    """List base and tuned models."""
+    if context.invoked_subcommand:
+        return
+    with readable_errors():
+        page = get(connect(), "/models")
+    table = Table("model", "owner", "parent", "objective", box=None)
+    for model in page["data"]:
+        table.add_row(model["id"], model["owned_by"], model.get("parent"), model.get("objective"))
+    out.print(table)
+
+
+@models_app.command()
+def delete(name: Annotated[str, typer.Argument()]) -> None:
+    """Delete a tuned model and its weights."""
+    with readable_errors():
+        connect().models.delete(name)
+    out.print(f"deleted {name}", highlight=False)

@@ -1,0 +1,148 @@
+"""Upload, check, submit: `vlm-dft submit` and `vlm-dft eval`, through the openai client like any other user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import openai
+import typer
+
+from cli.client import EXIT_FAILED, connect, err, get, out, post, readable_errors
+from cli.watch import follow, job_dict
+
+CHUNKED_ABOVE_BYTES = 256 * 2**20
+_POLL_SECONDS = 1.0
+
+
+def submit(
+    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    model: Annotated[str, typer.Option(help="Base model or ft:... model; `vlm-dft models` lists them.")],
+    objective: Annotated[str, typer.Option(help="nll (SFT) or dft.")] = "dft",
+    validation_file: Annotated[str | None, typer.Option(help="Held-out file or file id.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Goes into the tuned model's name.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    weight_floor: Annotated[float | None, typer.Option(help="Smallest DFT weight of a token.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
+    hyperparameter: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of method.supervised.hyperparameters; repeatable.")
+    ] = None,
+    benchmarks: Annotated[str | None, typer.Option(help="Comma-separated benchmarks to score afterwards.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,
+    dataset_format: Annotated[str | None, typer.Option(help="wethink, openai or sharegpt; found out if unset.")] = None,
+    max_invalid_fraction: Annotated[float | None, typer.Option(help="Share of invalid rows to leave out.")] = None,
+    watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job to its end.")] = True,
+) -> None:
+    """Upload data, wait for its validation, submit a fine-tuning job and follow it."""
+    options = {"dataset_format": dataset_format, "max_invalid_fraction": max_invalid_fraction, "model": model}
+    supervised: dict[str, Any] = {"objective": objective, "hyperparameters": parse_pairs(hyperparameter or [])}
+    if weight_floor is not None:
+        supervised["dft"] = {"weight_floor": weight_floor}
+    if lora:
+        supervised["adapter"] = {"type": "lora"}
+    extra: dict[str, Any] = {}
+    if benchmarks:
+        extra["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
+    with readable_errors():
+        client = connect()
+        training = upload(client, training_file, options)
+        validation = upload(client, validation_file, options) if validation_file else None
+        job = client.fine_tuning.jobs.create(
+            model=model,
+            training_file=training,
+            validation_file=validation,
+            suffix=suffix,
+            seed=seed,
+            method={"type": "supervised", "supervised": supervised},  # pyright: ignore[reportArgumentType] - our keys
+            extra_body=extra,
+        )
+        out.print(f"job {job.id}", highlight=False)
+        if watch and follow(client, job.id, _POLL_SECONDS)["status"] != "succeeded":
+            raise typer.Exit(EXIT_FAILED)
+        if not watch:
+            _print_position(job_dict(job))
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model name, as `vlm-dft models` lists it.")],
+    benchmarks: Annotated[str, typer.Option(help="Comma-separated names.")] = "mathverse,mathvision,wemath",
+    limit: Annotated[int | None, typer.Option(help="Only the first items; the score is marked as a subset.")] = None,
+    prompt: Annotated[str, typer.Option(help="direct or cot.")] = "direct",
+    max_new_tokens: Annotated[int | None, typer.Option()] = None,
+    watch: Annotated[bool, typer.Option("--watch/--no-watch")] = True,
+) -> None:
+    """Score a model on benchmarks."""
+    body: dict[str, Any] = {"model": model, "benchmarks": benchmark_list(benchmarks, limit), "prompt": prompt}
+    if max_new_tokens is not None:
+        body["max_new_tokens"] = max_new_tokens
+    with readable_errors():
+        client = connect()
+        evaluation = post(client, "/evaluations", body)
+        out.print(f"evaluation {evaluation['id']}", highlight=False)
+        if watch and follow(client, evaluation["id"], _POLL_SECONDS)["status"] != "succeeded":
+            raise typer.Exit(EXIT_FAILED)
+
+
+def upload(client: openai.OpenAI, name: str, options: dict[str, Any]) -> str:
+    """File id of a validated file: an id is taken as it is, a directory is registered, a file uploaded."""
+    if name.startswith("file-"):
+        return name
+    path = Path(name)
+    fields = {key: value for key, value in options.items() if value is not None}
+    if path.is_dir():
+        file_id = post(client, "/files/register", {"path": str(path.resolve()), **fields})["id"]
+    elif not path.is_file():
+        raise typer.BadParameter(f"{name} is neither a file, a directory nor a file id (file-...)")
+    elif path.stat().st_size > CHUNKED_ABOVE_BYTES:
+        done = client.uploads.upload_file_chunked(file=path, mime_type="application/octet-stream", purpose="fine-tune")
+        assert done.file is not None, "a completed upload has its file"
+        file_id = done.file.id
+    else:
+        with path.open("rb") as file:
+            file_id = client.files.create(file=(path.name, file), purpose="fine-tune", extra_body=fields).id
+    with out.status(f"validating {path.name}"):
+        client.files.wait_for_processing(file_id, poll_interval=_POLL_SECONDS, max_wait_seconds=24 * 3600)
+    _report(get(client, f"/files/{file_id}"))
+    return file_id
+
+
+def _report(file: dict[str, Any]) -> None:
+    report = file.get("validation_report") or {}
+    counts = f"{report.get('valid', 0)} valid of {report.get('rows', 0)} rows, {report.get('images', 0)} images"
+    if file["status"] == "processed":
+        out.print(f"{file['filename']}: {counts} ({file['id']})", highlight=False)
+        return
+    err.print(f"[red]{file['filename']}[/] {file.get('status_details')}", highlight=False)
+    for problem in report.get("problems", ())[:10]:
+        err.print(f"  {problem['file']}:{problem['line']} {problem['field']}: {problem['reason']}", highlight=False)
+    raise typer.Exit(EXIT_FAILED)
+
+
+def _print_position(job: dict[str, Any]) -> None:
+    queue = job.get("queue") or {}
+    out.print(f"status {job['status']}, position {queue.get('position')}: vlm-dft watch {job['id']}", highlight=False)
+
+
+def benchmark_list(names: str, limit: int | None) -> list[dict[str, Any]]:
+    """Comma-separated names as the API's list, each with the limit."""
+    return [{"name": name.strip(), **({"limit": limit} if limit else {})} for name in names.split(",") if name.strip()]
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, Any]:
+    """KEY=VALUE strings; numbers become numbers, everything else stays a string for the service to judge."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, not {pair!r}")
+        parsed[key] = _number(text)
+    return parsed
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text, text)
