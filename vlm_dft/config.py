@@ -83,21 +83,9 @@ class FreezeConfig(Frozen):
     """Freeze the language model, its embeddings and head."""
 
 
-class TrainConfig(Frozen):
-    """One fine-tuning run. The defaults are the DFT paper's where it states them."""
+class Hyperparameters(Frozen):
+    """The numbers of a training, apart so that the API offers the same ones with the same limits."""
 
-    model: str
-    """Directory of the base model, or a hub id on the allow-list."""
-    revision: str | None = None
-    """Commit of a hub model; required when model is a hub id."""
-    dataset: Path
-    """Canonical dataset directory, as validation wrote it (``vlm_dft.data.canonical``)."""
-    validation_dataset: Path | None = None
-    """Held-out canonical dataset; its NLL is measured before the first step, at each checkpoint and at the end."""
-    objective: ObjectiveConfig = ObjectiveConfig()
-    adapter: Annotated[FullConfig | LoraConfig, Field(discriminator="type")] = FullConfig()
-    freeze: FreezeConfig = FreezeConfig()
-    pixels: PixelConfig = PixelConfig()
     learning_rate: float = Field(default=5e-5, gt=0.0, le=1.0)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
@@ -125,6 +113,23 @@ class TrainConfig(Frozen):
     keep_checkpoints: int = Field(default=3, ge=1)
     """Only the newest ones are kept."""
     log_every_steps: int = Field(default=1, ge=1)
+
+
+class TrainConfig(Hyperparameters):
+    """One fine-tuning run. The defaults are the DFT paper's where it states them."""
+
+    model: str
+    """Directory of the base model, or a hub id on the allow-list."""
+    revision: str | None = None
+    """Commit of a hub model; required when model is a hub id."""
+    dataset: Path
+    """Canonical dataset directory, as validation wrote it (``vlm_dft.data.canonical``)."""
+    validation_dataset: Path | None = None
+    """Held-out canonical dataset; its NLL is measured before the first step, at each checkpoint and at the end."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    adapter: Annotated[FullConfig | LoraConfig, Field(discriminator="type")] = FullConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    pixels: PixelConfig = PixelConfig()
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
     """Order of the samples, dropout and adapter initialisation."""
     resume_from: Path | None = None
