@@ -214,7 +214,10 @@ class RunDir:
         """Complete checkpoints, oldest first."""
         found = []
         for marker in self.checkpoints_path.glob(f"step-*/{CHECKPOINT_MARKER}"):
-            record = json.loads(marker.read_bytes())
+            try:
+                record = json.loads(marker.read_bytes())
+            except FileNotFoundError:  # pruned since it was listed
+                continue
             found.append(Checkpoint(path=marker.parent, step=record["step"], metrics=record.get("metrics", {})))
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
