@@ -55,3 +55,27 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         Path(directory).chmod(0o755)
         with postgres_server(Path(directory)) as url:
             yield url
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2.5-VL directory; tests must not change it."""
+    from vlm_dft.tiny import build_tiny_vlm
+
+    return build_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-vlm")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2 directory; tests must not change it."""
+    from vlm_dft.tiny import build_tiny_text
+
+    return build_tiny_text(tmp_path_factory.mktemp("models") / "tiny-qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama directory; tests must not change it."""
+    from vlm_dft.tiny import build_tiny_text
+
+    return build_tiny_text(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
