@@ -148,16 +148,9 @@ class BenchmarkConfig(Frozen):
     """Score only the first items; the score is then marked as a subset."""
 
 
-class EvalConfig(Frozen):
-    """Generate answers to benchmark items and score them by rule."""
+class GenerationSettings(Frozen):
+    """How answers are asked for and generated, apart so that the API offers the same settings with the same limits."""
 
-    model: str | None = None
-    """Model directory or hub id; None: the model that this run has just trained."""
-    revision: str | None = None
-    benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
-    include_base: bool = False
-    """Score the base model of the training as well, on the same items with the same settings."""
-    pixels: PixelConfig = PixelConfig()
     prompt: Literal["direct", "cot"] = "direct"
     """Which of the benchmark's published prompts is used."""
     system_prompt: str | None = None
@@ -167,6 +160,18 @@ class EvalConfig(Frozen):
     """0: greedy."""
     batch_size: int = Field(default=8, ge=1, le=1024)
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
+
+
+class EvalConfig(GenerationSettings):
+    """Generate answers to benchmark items and score them by rule."""
+
+    model: str | None = None
+    """Model directory or hub id; None: the model that this run has just trained."""
+    revision: str | None = None
+    benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
+    include_base: bool = False
+    """Score the base model of the training as well, on the same items with the same settings."""
+    pixels: PixelConfig = PixelConfig()
 
 
 class ValidationLimits(Frozen):
