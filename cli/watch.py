@@ -1,4 +1,4 @@
-"""Follow a job to its end: events as they come, a progress bar with ETA, the result. Polls; closing it changes nothing."""
+"""Follow a job to its end: events as they come, a progress bar with ETA, the result. Polls: leaving changes nothing."""
 
 from __future__ import annotations
 
