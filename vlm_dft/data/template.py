@@ -1,7 +1,7 @@
 """How a row becomes chat-template text and token ids, and which of them are supervised. Torch-free.
 
 The only place that knows it: token statistics, training and evaluation all come through here, so a count is a promise.
-Knows nothing about pixels: each picture stands as one image token, which the encoder repeats as often as the picture needs.
+Knows nothing about pixels: each picture stands as one image token, which the encoder repeats as the picture needs.
 
 Two rules hold for any chat template, or an error is raised:
 
@@ -167,8 +167,8 @@ class ChatTemplate:
             prompt = self._text(chat[:index], row, add_generation_prompt=True)
             if not text.startswith(prompt):
                 raise ModelError(
-                    f"the chat template renders turn {index} differently as history than as prompt, so that no label mask "
-                    "fits it: use the model family's standard template"
+                    f"the chat template renders the turns before turn {index} differently once it is there, so that no "
+                    "label mask fits: use the model family's standard template"
                 )
             start = len(prompt)
             token, content_end = self._next_special_token(text, start)
@@ -191,9 +191,9 @@ class ChatTemplate:
         return token, position
 
     def _tokenize(self, text: str, starts: list[int], row: str | None) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character spans. An assistant turn always starts with a token of its own, as it does in generation."""
+        """Ids and character spans. An assistant turn starts with a token of its own, as it does in generation."""
         input_ids, spans = self._ids(text, 0)
-        if all(start in (first, last) or not first < start < last for start in starts for first, last in spans):
+        if not any(first < start < last for start in starts for first, last in spans):
             return input_ids, spans
         # A tokenizer may join the template's last line break with one that opens the answer ("\n" + "\n" is one token).
         # In generation the prompt is tokenized alone, so here, too, the text is cut where the answer starts.
