@@ -202,6 +202,8 @@ class ValidationConfig(Frozen):
     """The uploaded file, or a dataset directory under an allowed root."""
     filename: str
     """Its name as the user knows it; reports quote it."""
+    data_file: str | None = None
+    """The file in the archive or directory that holds the rows; None: its only .jsonl or .json, else data.jsonl."""
     format: DatasetFormat | Literal["auto"] = "auto"
     tokenizer: str | None = None
     """Model directory whose tokenizer and chat template count tokens; None: no token statistics."""
