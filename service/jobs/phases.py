@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
+from vlm_dft.results import ErrorRecord
+
 
 class Kind(StrEnum):
     """What a job does; each kind runs as ``python -m vlm_dft RUN_DIR``."""
@@ -85,3 +87,12 @@ def may_follow(before: Phase, after: Phase) -> bool:
 def phases_before(after: Phase) -> frozenset[Phase]:
     """The phases from which ``after`` may be reached: the IN (...) of the conditional UPDATE."""
     return frozenset(phase for phase in Phase if may_follow(phase, after))
+
+
+NEVER_RETRIED: Final = frozenset({"invalid_training_file", "gpu_oom", "nan_loss", "invalid_config"})
+"""Failures that the same job would meet again."""
+
+
+def may_retry(error: ErrorRecord) -> bool:
+    """Whether another attempt may succeed: infrastructure yes, the user's input and settings never."""
+    return error.category == "server" and error.code not in NEVER_RETRIED

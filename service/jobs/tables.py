@@ -8,12 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Document = dict[str, Any]
 JSONDocument = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+WAITING_SQL = "phase IN ('queued', 'recovering')"
+"""phases.WAITING as literal SQL: a partial index serves only queries that repeat its condition word for word."""
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """A partial index on both databases."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 class Base(DeclarativeBase):
@@ -33,7 +54,7 @@ class Base(DeclarativeBase):
         list[Any]: JSONDocument,
         float: Float(53),
         int: BigInteger,
-        str: String(255),
+        str: Text(),
     }
 
 
@@ -42,8 +63,13 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("ix_jobs_claim", "queue", "phase", "priority", "created_at"),
+        # Partial: neither the claim nor the reaper ever looks at finished jobs, however many there are.
+        Index("ix_jobs_waiting", "queue", "priority", "phase", "project", "queued_at", "id", **_where(WAITING_SQL)),
+        Index("ix_jobs_leased", "lease_until", "project", **_where("lease_until IS NOT NULL")),
         Index("ix_jobs_listing", "project", "kind", "created_at", "id"),
+        Index("ix_jobs_training_file", "training_file"),
+        Index("ix_jobs_validation_file", "validation_file"),
+        Index("ix_jobs_subject_file", "subject_file"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -56,7 +82,9 @@ class Job(Base):
     """Higher first."""
     created_at: Mapped[float]
     queued_at: Mapped[float]
-    """When it last began to wait; ages decide among equals."""
+    """When it began to wait; a drained or recovering job keeps its age, and ages decide among equals."""
+    woken_at: Mapped[float]
+    """When its last wake-up was written to the outbox; the janitor repeats it after a silence."""
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 
@@ -77,6 +105,8 @@ class Job(Base):
     """The resolved RunConfig, without the paths that an attempt adds."""
     model: Mapped[str | None]
     """Public name of the base model, or of the model to evaluate."""
+    root: Mapped[str | None]
+    """Public, slash-free name of the base model at the root of the chain; ft: names are built from it."""
     training_file: Mapped[str | None]
     validation_file: Mapped[str | None]
     subject_file: Mapped[str | None]
@@ -85,12 +115,16 @@ class Job(Base):
     seed: Mapped[int | None]
     fine_tuned_model: Mapped[str | None]
     run_path: Mapped[str]
-    """Directory under the data directory that holds attempt-<n> run directories."""
+    """Absolute path of the directory that holds attempt-<n> run directories."""
 
     progress: Mapped[Document | None]
     """Last vlm_dft.results.Progress."""
     reported_step: Mapped[int] = mapped_column(default=0)
     """Largest step that has its metrics event: a step redone after a crash is not reported twice."""
+    reported_valid_step: Mapped[int] = mapped_column(default=-1)
+    """The same for held-out metrics, which begin at step 0."""
+    last_event_seq: Mapped[int] = mapped_column(default=0)
+    """Number of events; raised in the transaction that inserts them, which keeps their seq gapless."""
     result: Mapped[Document | None]
     """vlm_dft.results.RunResult."""
     error: Mapped[Document | None]
@@ -152,6 +186,7 @@ class Checkpoint(Base):
     """ft:...:ckpt-step-N"""
     step: Mapped[int]
     path: Mapped[str]
+    """Absolute path of the checkpoint directory."""
     metrics: Mapped[Document]
     created_at: Mapped[float]
 
@@ -233,9 +268,10 @@ class Model(Base):
     __tablename__ = "models"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    """ft:{base}:{project}:{suffix}:{id}"""
+    """ft:{root}:{project}:{suffix}:{short job id}"""
     project: Mapped[str] = mapped_column(index=True)
     path: Mapped[str]
+    """Absolute path of the exported directory."""
     root: Mapped[str]
     """Public name of the base model at the root of the chain."""
     parent: Mapped[str]

@@ -1,0 +1,221 @@
+"""Who works on a job: claiming, renewing, giving back, and taking away from a worker that went silent.
+
+A lease is a fence number and an end time by the database's clock. The fence rises whenever a job changes hands, and
+every write of a worker is conditional on it, so a worker that was thought dead cannot change anything when it wakes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import case, func, select, update
+from sqlalchemy.orm import Session
+
+from service.jobs.checkpoints import newest_checkpoint
+from service.jobs.completion import close_attempt, end
+from service.jobs.database import clock, now
+from service.jobs.events import add_event
+from service.jobs.phases import ACTIVE, WAITING, WORKING, Kind, Phase, Queue, may_retry
+from service.jobs.tables import Attempt, Job
+from service.jobs.transitions import Claim, lock_held, move
+from service.jobs.waiting import is_waiting, waiting_groups, wake
+from service.settings import Settings
+from vlm_dft.results import ErrorRecord, Progress
+
+WORKER_LOST = ErrorRecord(
+    code="worker_lost",
+    message="The worker that ran this job was lost, and so were those of its earlier attempts.",
+    hint="Look at the trainer's log for what ended it, then submit the job again.",
+    retryable=True,
+)
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """The lease goes on."""
+
+    cancel_requested: bool
+    """The user asked to end the job: stop the process, then call ``cancelled``."""
+
+
+def claim(s: Session, queue: Queue, worker: str, device: str, lease_seconds: float) -> Claim | None:
+    """Take the best waiting job of the queue; None when nothing waits.
+
+    worker: the id under which the worker registered. A woken worker calls this until it answers None.
+    """
+    for group in waiting_groups(s, queue):
+        oldest = (
+            select(Job.id)
+            .where(Job.queue == queue, is_waiting, Job.priority == group.priority)
+            .where(Job.phase == group.phase, Job.project == group.project)
+            .order_by(Job.queued_at, Job.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        job_id = s.scalar(oldest)
+        # None on PostgreSQL only: another worker is claiming the group's last job at this moment.
+        if job_id is None:
+            continue
+        job = move(
+            s,
+            job_id,
+            Phase.STARTING,
+            before=WAITING,
+            fence=Job.fence + 1,
+            attempt=Job.attempt + 1,
+            owner=worker,
+            lease_until=clock() + lease_seconds,
+            started_at=func.coalesce(Job.started_at, clock()),
+        )
+        assert job is not None, "its row is locked by us"
+        return _start_attempt(s, job, worker, device)
+    return None
+
+
+def _start_attempt(s: Session, job: Job, worker: str, device: str) -> Claim:
+    checkpoint = newest_checkpoint(s, job.id)
+    earlier = s.scalars(select(Attempt.run_path).where(Attempt.job_id == job.id).order_by(Attempt.attempt.desc())).all()
+    run_path = Path(job.run_path) / f"attempt-{job.attempt}"
+    s.add(
+        Attempt(
+            job_id=job.id,
+            attempt=job.attempt,
+            fence=job.fence,
+            worker=worker,
+            device=device,
+            run_path=str(run_path),
+            started_at=now(s),
+            resumed_from_step=checkpoint.step if checkpoint else None,
+        )
+    )
+    s.flush()
+    add_event(s, job.id, message=f"Attempt {job.attempt} starts on {device} (worker {worker})")
+    return Claim(
+        job_id=job.id,
+        project=job.project,
+        kind=Kind(job.kind),
+        attempt=job.attempt,
+        fence=job.fence,
+        worker=worker,
+        config=job.config,
+        run_path=run_path,
+        resume_checkpoint=Path(checkpoint.path) if checkpoint else None,
+        resume_step=checkpoint.step if checkpoint else None,
+        previous_run_paths=tuple(Path(path) for path in earlier),
+    )
+
+
+def note_resume(s: Session, claim: Claim, step: int | None) -> bool:
+    """Record the step from which the attempt really resumes, when the worker found another checkpoint on disk."""
+    if lock_held(s, claim) is None:
+        return False
+    attempt = s.get_one(Attempt, (claim.job_id, claim.attempt))
+    attempt.resumed_from_step = step
+    s.flush()
+    return True
+
+
+def renew(s: Session, claim: Claim, lease_seconds: float, progress: Progress | None) -> Renewal | None:
+    """Heartbeat, progress, phase and cancel check in one UPDATE. None: the lease is lost, kill the process at once."""
+    values: dict[str, object] = {"lease_until": clock() + lease_seconds}
+    before = None
+    if progress is not None:
+        before = s.scalar(select(Job.phase).where(Job.id == claim.job_id))
+        values["progress"] = progress.model_dump(mode="json")
+        values["phase"] = case((Job.phase == Phase.CANCELLING, Job.phase), else_=progress.phase)
+    statement = (
+        update(Job)
+        .where(Job.id == claim.job_id, Job.fence == claim.fence, Job.phase.in_(sorted(ACTIVE)))
+        .values(**values)
+        .returning(Job.cancel_requested, Job.phase)
+        .execution_options(synchronize_session=False)
+    )
+    row = s.execute(statement).one_or_none()
+    if row is None:
+        return None
+    if before is not None and row.phase not in (before, Phase.CANCELLING):
+        add_event(s, claim.job_id, message=f"Phase: {row.phase}", data={"phase": row.phase})
+    return Renewal(cancel_requested=row.cancel_requested)
+
+
+def release(s: Session, claim: Claim, reason: str) -> bool:
+    """Give the job back unfinished (a drain, not a crash); it keeps its age. False: the lease was lost already.
+
+    A job whose cancel was asked for ends as cancelled instead.
+    """
+    job = lock_held(s, claim)
+    if job is None:
+        return False
+    if job.phase == Phase.CANCELLING:
+        return end(s, job.id, Phase.CANCELLED, before=ACTIVE, if_fence=claim.fence, exit_reason=reason) is not None
+    _wait_again(s, job, Phase.QUEUED, reason, crashes=job.crashes)
+    add_event(s, job.id, message=f"Attempt {job.attempt} was given back: {reason}")
+    return True
+
+
+def crash(s: Session, claim: Claim, reason: str, error: ErrorRecord, *, max_crashes: int) -> Phase | None:
+    """The process ended without a result. Returns the job's new phase; None: the lease was lost already.
+
+    recovering while attempts are left (max_crashes, settings.max_crashes) and the error may go away by itself, else
+    failed with the error; cancelled when that was asked for.
+    """
+    job = lock_held(s, claim)
+    return None if job is None else _lose(s, job, reason, error, max_crashes)
+
+
+def reap(s: Session, settings: Settings) -> list[str]:
+    """Take expired leases away, as a crash of each; returns the ids of the jobs. Safe to run in two processes."""
+    expired = (
+        select(Job)
+        .where(Job.lease_until < clock())
+        .order_by(Job.lease_until)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+    jobs = s.scalars(expired).all()
+    for job in jobs:
+        error = WORKER_LOST.model_copy(update={"message": f"Worker {job.owner} was lost. {WORKER_LOST.message}"})
+        _lose(s, job, f"worker {job.owner} did not renew its lease", error, settings.max_crashes)
+    return [job.id for job in jobs]
+
+
+def _lose(s: Session, job: Job, reason: str, error: ErrorRecord, max_crashes: int) -> Phase:
+    """End the attempt of a job whose row is locked by us."""
+    crashes = job.crashes + 1
+    if job.phase != Phase.CANCELLING and may_retry(error) and crashes < max_crashes:
+        _wait_again(s, job, Phase.RECOVERING, reason, crashes=crashes)
+        add_event(s, job.id, level="warn", message=f"Attempt {job.attempt} was lost: {reason}; it will be resumed")
+        return Phase.RECOVERING
+    after = Phase.CANCELLED if job.phase == Phase.CANCELLING else Phase.FAILED
+    ended = end(
+        s,
+        job.id,
+        after,
+        before=ACTIVE,
+        if_fence=job.fence,
+        exit_reason=reason,
+        error=error if after is Phase.FAILED else None,
+        crashes=crashes,
+        fence=Job.fence + 1,
+    )
+    assert ended is not None, "its row is locked by us"
+    return after
+
+
+def _wait_again(s: Session, job: Job, after: Phase, reason: str, *, crashes: int) -> None:
+    moved = move(
+        s,
+        job.id,
+        after,
+        before=WORKING,
+        if_fence=job.fence,
+        fence=Job.fence + 1,
+        crashes=crashes,
+        owner=None,
+        lease_until=None,
+        woken_at=clock(),
+    )
+    assert moved is not None, "its row is locked by us"
+    close_attempt(s, moved, reason)
+    wake(s, moved.queue)

@@ -1,0 +1,16 @@
+"""Run the migrations on the connection that ``Database`` opened and locked; it commits, not Alembic."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from service.jobs.tables import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,  # SQLite cannot alter a column in place
+    compare_type=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

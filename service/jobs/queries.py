@@ -1,0 +1,57 @@
+"""Reading jobs and what belongs to them. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from service.errors import NotFoundError
+from service.jobs.pages import Page, paginate
+from service.jobs.phases import Kind
+from service.jobs.tables import Attempt, Job, JobMetadata
+
+
+def get_job(s: Session, project: str, job_id: str, kind: Kind | None = None, *, lock: bool = False) -> Job:
+    """A project's job. Raises NotFoundError when it is absent, another project's or of another kind.
+
+    lock: nobody else changes it until the transaction ends.
+    """
+    statement = select(Job).where(Job.id == job_id, Job.project == project)
+    if kind is not None:
+        statement = statement.where(Job.kind == kind)
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    job = s.scalars(statement).one_or_none()
+    if job is None:
+        raise NotFoundError(f"there is no job {job_id!r}", param="id", code="job_not_found")
+    return job
+
+
+def list_jobs(
+    s: Session,
+    project: str,
+    kind: Kind,
+    *,
+    after: str | None = None,
+    limit: int = 20,
+    metadata: Mapping[str, str] | None = None,
+    without_metadata: bool = False,
+) -> Page[Job]:
+    """Newest first. metadata: only jobs that have all these pairs; without_metadata: only jobs that have none.
+
+    Raises InvalidRequestError when ``after`` is not in the list.
+    """
+    statement = select(Job).where(Job.project == project, Job.kind == kind)
+    for key, value in (metadata or {}).items():
+        pair = exists().where(JobMetadata.job_id == Job.id, JobMetadata.key == key, JobMetadata.value == value)
+        statement = statement.where(pair)
+    if without_metadata:
+        statement = statement.where(~exists().where(JobMetadata.job_id == Job.id))
+    return paginate(s, statement, Job, after=after, limit=limit)
+
+
+def list_attempts(s: Session, job_id: str) -> list[Attempt]:
+    """Oldest first."""
+    return list(s.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt)))
