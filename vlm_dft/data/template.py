@@ -56,7 +56,7 @@ def template_messages(messages: Sequence[Message], *, vision: bool, row: str | N
     for index, message in enumerate(messages):
         if any(isinstance(part, ImagePart) for part in message.content):
             reason = "the row has a picture, but the model is a text model: choose a vision model or remove the picture"
-            raise RowError(f"messages.{index}.content", "image_for_text_model", reason, row=row)
+            raise RowError(f"messages.{index}.content", "image_for_text_model", reason, row=row, turn=index)
         out.append({"role": message.role, "content": text_of(message)})
     return out
 
@@ -136,7 +136,7 @@ class ChatTemplate:
             for token in self.special_tokens:
                 if token in text:
                     reason = f"the text holds {token!r}, which the model reads as structure: reword it"
-                    raise RowError(f"messages.{index}.content", "special_token_in_text", reason, row=row)
+                    raise RowError(f"messages.{index}.content", "special_token_in_text", reason, row=row, turn=index)
 
     def _text(self, chat: list[dict[str, Any]], row: str | None, *, add_generation_prompt: bool) -> str:
         from jinja2.exceptions import TemplateError
