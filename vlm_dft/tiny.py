@@ -39,7 +39,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vlm_dft.model import save_processor
+from vlm_dft.model import save_model
 from vlm_dft.run_dir import directory_in_place
 
 # In the order of the real vocabulary; <tool_call> and the fim tokens are ordinary text there, and absent here.
@@ -320,8 +320,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _save(out: Path, model: PreTrainedModel, processor: Qwen2_5_VLProcessor | PreTrainedTokenizerFast) -> Path:
     with directory_in_place(out.absolute()) as directory:
-        model.save_pretrained(directory)
-        save_processor(processor, directory)
+        save_model(model, processor, directory)
     return out
 
 

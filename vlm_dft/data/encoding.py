@@ -1,0 +1,164 @@
+"""From a row to tensors: token ids with image tokens expanded, labels on assistant turns, pixels.
+
+Training and evaluation both come through here, so they see the same pixels: pictures are resized by qwen_vl_utils (PIL)
+to the run's pixel limits, and the model's own image processor only normalises them.
+
+Shape suffixes: T tokens of one sample, P image patches, D values of one patch (3 x 2 x 14 x 14), I images, 3 = t, h, w.
+Knows nothing about batches (``collate``) or models.
+"""
+
+# ruff: noqa: N815  (shape suffixes on fields)
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+from PIL import Image
+from qwen_vl_utils import fetch_image
+from torch import Tensor
+
+from vlm_dft.config import PixelConfig
+from vlm_dft.data.canonical import CanonicalDataset, ImagePart, Message, Row
+from vlm_dft.data.pixels import num_visual_tokens, resized_size
+from vlm_dft.data.template import ChatTemplate, Rendered
+from vlm_dft.errors import DatasetError
+
+IGNORED = -100
+"""Label of a token that is not supervised."""
+
+IMAGE_BACKEND = (
+    f"qwen-vl-utils {version('qwen-vl-utils')} resize with pillow {version('pillow')}, "
+    f"normalise with torchvision {version('torchvision')}"
+)
+"""How pixels are made; scores and models made by different ones do not compare exactly."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row, ready to be collated."""
+
+    row_id: str
+    input_ids_T: Tensor
+    labels_T: Tensor
+    """Equal to input_ids where supervised, IGNORED elsewhere; not shifted."""
+    mm_token_type_ids_T: Tensor | None
+    """1 at image tokens, 0 elsewhere; None for text models."""
+    pixel_values: Tensor | None
+    """P x D, float32, already normalised; None without images."""
+    image_grid_thw: Tensor | None
+    """I x 3, in patches."""
+
+    def __len__(self) -> int:
+        return self.input_ids_T.shape[0]
+
+    @property
+    def supervised_tokens(self) -> int:
+        return int((self.labels_T != IGNORED).sum())
+
+
+class Encoder:
+    """Encodes rows and prompts for one model under one pixel configuration."""
+
+    def __init__(self, processor: Any, pixels: PixelConfig) -> None:
+        """processor: as load gives it. Raises ModelError when its chat template cannot be trained with."""
+        self.template = ChatTemplate.of(processor)
+        self.pixels = pixels
+        self._image_processor = processor.image_processor if self.template.vision else None
+
+    def num_tokens(self, row: Row) -> int:
+        """Length of the encoded row, text and visual tokens, without opening an image."""
+        visual = sum(num_visual_tokens(part.width, part.height, self.pixels) for part in row.images)
+        return self.template.render(row).text_tokens + visual
+
+    def encode(self, row: Row, dataset: CanonicalDataset) -> Sample:
+        """Tensors of a row. Raises DatasetError naming row and path when an image is not what was validated."""
+        rendered = self.template.render(row)
+        images = [self._validated_image(dataset.image_path(part), part, row.id) for part in row.images]
+        return self._sample(row.id, rendered, images)
+
+    def encode_prompt(
+        self, messages: Sequence[Message], images: Sequence[Path | Image.Image] = (), *, row_id: str = "prompt"
+    ) -> Sample:
+        """Tensors up to where the model starts to answer; images are those of messages' ImageParts, in order.
+
+        Raises DatasetError naming row_id for an image that cannot be opened.
+        """
+        rendered = self.template.render_prompt(messages, row_id)
+        opened = [
+            _decoded(_read(image, row_id), image, row_id) if isinstance(image, Path) else image for image in images
+        ]
+        return self._sample(row_id, rendered, opened)
+
+    def _validated_image(self, path: Path, part: ImagePart, row_id: str) -> Image.Image:
+        data = _read(path, row_id)
+        found = hashlib.sha256(data).hexdigest()
+        if found != part.sha256:
+            raise DatasetError(
+                f"row {row_id}: image {path} changed since it was validated (sha256 {found[:12]}, was "
+                f"{part.sha256[:12]}): restore it, or validate the file again"
+            )
+        return _decoded(data, path, row_id)
+
+    def _sample(self, row_id: str, rendered: Rendered, images: list[Image.Image]) -> Sample:
+        if len(images) != len(rendered.image_positions):
+            raise DatasetError(f"row {row_id}: {len(images)} images for {len(rendered.image_positions)} image parts")
+        pixel_values_PD, grid_I3, counts = self._pixels(images, row_id)
+        repeats_T = torch.ones(len(rendered.input_ids), dtype=torch.long)
+        if counts:
+            repeats_T[rendered.image_positions] = torch.tensor(counts)
+        is_image_T = torch.zeros(len(rendered.input_ids), dtype=torch.long)
+        is_image_T[rendered.image_positions] = 1
+        input_ids_T = torch.tensor(rendered.input_ids, dtype=torch.long)
+        labels_T = input_ids_T.masked_fill(~torch.tensor(rendered.supervised, dtype=torch.bool), IGNORED)
+        return Sample(
+            row_id=row_id,
+            input_ids_T=input_ids_T.repeat_interleave(repeats_T),
+            labels_T=labels_T.repeat_interleave(repeats_T),
+            mm_token_type_ids_T=is_image_T.repeat_interleave(repeats_T) if self.template.vision else None,
+            pixel_values=pixel_values_PD,
+            image_grid_thw=grid_I3,
+        )
+
+    def _pixels(self, images: list[Image.Image], row_id: str) -> tuple[Tensor | None, Tensor | None, list[int]]:
+        """Patches, grids, and the number of tokens of each image."""
+        if not images or self._image_processor is None:
+            return None, None, []
+        resized = [self._resized(image, row_id) for image in images]
+        features = self._image_processor(images=resized, do_resize=False, return_tensors="pt")
+        grid_I3 = features["image_grid_thw"]
+        merged = self._image_processor.merge_size**2
+        return features["pixel_values"], grid_I3, (grid_I3.prod(-1) // merged).tolist()
+
+    def _resized(self, image: Image.Image, row_id: str) -> Image.Image:
+        try:
+            resized_size(image.width, image.height, self.pixels)
+        except DatasetError as error:
+            raise DatasetError(f"row {row_id}: {error.message}") from None
+        request: Any = {"image": image, "min_pixels": self.pixels.min_pixels, "max_pixels": self.pixels.max_pixels}
+        return fetch_image(request)
+
+
+def _read(path: Path, row_id: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"row {row_id}: image {path} cannot be read: {error.strerror}: restore it") from None
+
+
+def _decoded(data: bytes, path: Path, row_id: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"row {row_id}: image {path} cannot be decoded: {error}") from None
+    return image
