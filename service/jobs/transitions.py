@@ -1,4 +1,6 @@
-"""The one way in which a job changes phase: a conditional UPDATE that checks phase and fence. Nothing else writes phase.
+"""The one way in which a job changes phase: a conditional UPDATE that checks phase and fence.
+
+``leases.renew`` alone writes a phase by itself, because there everything is one statement.
 
 Who may call for which transition is the business of ``submission``, ``leases`` and ``completion``.
 """

@@ -67,7 +67,7 @@ def waiting_groups(s: Session, queue: str) -> list[Group]:
     active: dict[str, int] = {}
     if rows:
         running = select(Job.project, func.count()).where(Job.lease_until.is_not(None), Job.queue == queue)
-        active = {project: count for project, count in s.execute(running.group_by(Job.project))}
+        active = {row.project: row[1] for row in s.execute(running.group_by(Job.project))}
     groups = [
         (Group(priority, Phase(phase), project, size, active.get(project, 0)), oldest)
         for priority, phase, project, size, oldest in rows
