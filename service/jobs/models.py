@@ -1,6 +1,6 @@
 """Which models there are, by public name: base directories, the hub's allow-list, fine-tuned models, checkpoints.
 
-A directory is a model when it holds a config.json; what its classes are is the trainer's business. Hub models are
+A base directory is a model when it holds a config.json; whether it can be trained is the trainer's business. Hub models are
 named by slash-free aliases, because ft: names are built from them and proxies dislike encoded slashes.
 """
 
@@ -20,10 +20,10 @@ from service.errors import InvalidRequestError, InvalidStateError, NotFoundError
 from service.jobs.database import now
 from service.jobs.tables import Checkpoint, Job, Model
 from service.settings import Settings
-from vlm_dft.data.tokens import tokenizer_sha256
 
 Source = Literal["base", "hub", "tuned", "checkpoint"]
 VISION_MODEL_TYPES: Final = frozenset({"qwen2_5_vl"})
+CONFIG_NAMES: Final = ("config.json", "adapter_config.json")
 
 HUB_MODELS: Final = {
     "Qwen/Qwen2.5-VL-3B-Instruct": "66285546d2b821cf421d4f5eb2576359d3770cd3",
@@ -128,7 +128,8 @@ class ModelRegistry:
                 tokenizer_sha256=None,
             )
         directory = self._directory_of(s, project, entry)
-        if not (directory / "config.json").is_file():
+        config = _config_path(directory)
+        if config is None:
             message = f"{param}: the files of {name!r} are gone from {directory}: choose another model"
             raise InvalidRequestError(message, param=param, code="model_not_found")
         return ResolvedModel(
@@ -136,8 +137,8 @@ class ModelRegistry:
             source=str(directory),
             revision=None,
             root=entry.root,
-            is_vision=_model_type(directory) in VISION_MODEL_TYPES,
-            tokenizer_sha256=_tokenizer_sha256(directory, (directory / "config.json").stat().st_mtime_ns),
+            is_vision=_is_vision(directory),
+            tokenizer_sha256=_tokenizer_sha256(directory, config.stat().st_mtime_ns),
         )
 
     def delete(self, s: Session, project: str, name: str) -> Path:
@@ -197,14 +198,29 @@ def _tuned_entry(model: Model) -> ModelEntry:
     )
 
 
-def _model_type(directory: Path) -> str | None:
+def _config_path(directory: Path) -> Path | None:
+    """A whole model's config.json, or that of an adapter, such as a LoRA checkpoint."""
+    return next((path for name in CONFIG_NAMES if (path := directory / name).is_file()), None)
+
+
+def _is_vision(directory: Path) -> bool:
+    """By the configuration's model_type; an adapter is what its base is. Raises InvalidRequestError."""
+    path = _config_path(directory)
+    if path is None:
+        return False
     try:
-        return json.loads((directory / "config.json").read_bytes()).get("model_type")
-    except ValueError:
-        message = f"{directory / 'config.json'} is not JSON: replace the model's files"
+        config = json.loads(path.read_bytes())
+        if path.name == "config.json":
+            return config["model_type"] in VISION_MODEL_TYPES
+        base = config["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{path} cannot be used ({type(error).__name__}: {error}): replace the model's files"
         raise InvalidRequestError(message, param="model", code="unsupported_model") from None
+    return "-vl-" in alias(base) if base in HUB_MODELS else _is_vision(Path(base))
 
 
 @lru_cache(maxsize=256)
 def _tokenizer_sha256(directory: Path, _changed_ns: int) -> str:
+    from vlm_dft.data.tokens import tokenizer_sha256
+
     return tokenizer_sha256(directory)
