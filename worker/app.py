@@ -1,0 +1,117 @@
+"""The Celery worker: a wake-up makes it claim jobs and supervise them, one at a time, until none is eligible.
+
+    REMAP_SIGTERM=SIGQUIT celery -A worker.app worker -P prefork -c 1 -Q gpu --without-mingle --without-gossip
+
+A message carries no state: duplicated, late and lost ones are harmless. Training never happens in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import structlog
+from celery import Task, signals
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from service.jobs import store
+from service.jobs.database import Database, open_database
+from service.jobs.phases import Queue
+from service.jobs.queue import WAKE, app, prepare_broker
+from service.settings import Settings, get_settings
+from vlm_dft.errors import ConfigError
+from worker import logs
+from worker.inventory import processes_on, visible_gpus
+from worker.presence import Presence, worker_id
+from worker.strays import clear_strays
+from worker.supervise import Attempt, StopFlag
+
+__all__ = ["app"]
+log = structlog.get_logger(__name__)
+_presence: list[Presence] = []
+
+
+@app.task(name=WAKE, bind=True)
+def wake(task: Task) -> None:
+    """Claim, run, record, until nothing is eligible or the worker is asked to stop."""
+    settings = get_settings()
+    queue = Queue(task.request.delivery_info["routing_key"])
+    database = open_database(settings)
+    try:
+        with stop_on_signals() as stop:
+            while not stop.is_set and run_next(database, settings, queue, stop):
+                pass
+    except (OperationalError, InterfaceError) as error:
+        # The janitor publishes another wake-up for what still waits.
+        log.warning("the database is out of reach: going back to sleep", error=str(error.orig))
+    finally:
+        database.close()
+
+
+def run_next(database: Database, settings: Settings, queue: Queue, stop: StopFlag) -> bool:
+    """Claim the best eligible job and see it through; returns whether there was one."""
+    gpus = visible_gpus() if queue is Queue.GPU else []
+    if gpus:
+        clear_strays(lambda: processes_on(gpus), settings.runs_dir, patience_seconds=settings.lease_seconds)
+    identity = worker_id(queue, os.getppid())
+    device = ", ".join(gpu.name for gpu in gpus) or "cpu"
+    with database.write() as session:
+        claim = store.claim(session, queue, identity, device, settings.lease_seconds)
+    if claim is None:
+        return False
+    with structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):
+        outcome = Attempt(database, settings, claim, num_gpus=len(gpus), stop=stop).run()
+        log.info("attempt ended", outcome=outcome)
+    return True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """A flag that a shutdown raises, in place of the SystemExit that Celery would raise at any bytecode.
+
+    A cold shutdown sends SIGQUIT to the pool child; a service that signals every process of its group sends SIGTERM.
+    Returning with the job released is all that Celery waits for.
+    """
+    stop = StopFlag()
+
+    def ask(signum: int, _: FrameType | None) -> None:
+        stop.is_set = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGQUIT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+@signals.setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    logs.configure()
+
+
+@signals.worker_init.connect
+def _prepare(**_: Any) -> None:
+    prepare_broker(get_settings())
+    if os.environ.get("REMAP_SIGTERM") != "SIGQUIT":
+        raise ConfigError(
+            "REMAP_SIGTERM is not SIGQUIT: without it a SIGTERM waits for the training to end, and the host kills "
+            "it instead of letting it write its checkpoint. Start workers with REMAP_SIGTERM=SIGQUIT"
+        )
+
+
+@signals.worker_ready.connect
+def _appear(sender: Any, **_: Any) -> None:
+    for queue in sender.app.amqp.queues.consume_from:
+        _presence.append(Presence(get_settings(), Queue(queue)))
+        _presence[-1].start()
+
+
+@signals.worker_shutdown.connect
+def _leave(**_: Any) -> None:
+    while _presence:
+        _presence.pop().stop()
