@@ -172,6 +172,8 @@ class EvalConfig(GenerationSettings):
     include_base: bool = False
     """Score the base model of the training as well, on the same items with the same settings."""
     pixels: PixelConfig = PixelConfig()
+    resume_from: Path | None = None
+    """Run directory of an earlier attempt: its predictions are kept where model, items and settings are the same."""
 
 
 class ValidationLimits(Frozen):

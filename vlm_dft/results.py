@@ -142,6 +142,8 @@ class Score(Record):
     """Items in the whole benchmark file."""
     whole: bool
     """Whether n covers the published benchmark; false for a subset."""
+    items_sha256: str = ""
+    """Hash over the items scored: questions, pictures and answers. Different for different sets of the same size."""
     by_category: dict[str, dict[str, float]]
     """Category, then {value, n} or the benchmark's own rates."""
     scorer: str
