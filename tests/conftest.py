@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from throwaway import postgres_directory, postgres_server, redis_binary, redis_server
+
+if TYPE_CHECKING:
+    from service.jobs.database import Database
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -55,6 +59,43 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         Path(directory).chmod(0o755)
         with postgres_server(Path(directory)) as url:
             yield url
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from databases import migrated_sqlite  # not at the top: GPU tests run where there is no SQLAlchemy
+
+    return migrated_sqlite(tmp_path_factory.mktemp("sqlite") / "template.db")
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_url: str) -> Iterator[str]:
+    from databases import migrated_postgres
+
+    yield from migrated_postgres(postgres_url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A migrated, empty database of the test's own, once per kind."""
+    from databases import copied_sqlite, postgres_database
+
+    if request.param == "sqlite":
+        yield copied_sqlite(request.getfixturevalue("_sqlite_template"), tmp_path / "vlm-dft.db")
+        return
+    template = request.getfixturevalue("_postgres_template")
+    with postgres_database(request.getfixturevalue("postgres_url"), template) as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The same, opened."""
+    from service.jobs.database import Database
+
+    opened = Database(database_url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")
