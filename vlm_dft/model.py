@@ -9,6 +9,9 @@ Knows nothing about data, objectives or optimizers.
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,7 +163,8 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
 
 def _load_adapter(base: PreTrainedModel, path: Path) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(base, str(path), local_files_only=True)
+        with _old_attribute_names():
+            return PeftModel.from_pretrained(base, str(path), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the adapter {path} cannot be loaded: {_first_line(error)}") from error
 
@@ -236,11 +240,19 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
         task_type="CAUSAL_LM",
     )
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _old_attribute_names():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+@contextmanager
+def _old_attribute_names() -> Iterator[None]:
+    """peft 0.21 asks a model for is_gradient_checkpointing, which transformers 5.23 has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
