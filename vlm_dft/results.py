@@ -168,7 +168,7 @@ class RowProblem(Record):
 
     file: str
     line: int
-    """1-based; for a JSON array, the element's number."""
+    """1-based; for a JSON array, the element's number; 0: the whole file."""
     field: str
     """Dotted path inside the row."""
     reason: str

@@ -1,0 +1,142 @@
+"""From one record to one canonical row: parse, open its pictures, and only then keep them. Torch-free.
+
+``prepare`` may run in threads, because decoding pictures is most of the work; the rest runs in order. Nothing is
+written for a row that is not valid.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_dft.config import DatasetFormat, ValidationConfig
+from vlm_dft.data.canonical import IMAGES_NAME, ImagePart, Message, Row, TextPart
+from vlm_dft.data.draft import Draft, Picture, Turn, check, check_text
+from vlm_dft.data.fetch import Fetcher
+from vlm_dft.data.formats import PARSERS
+from vlm_dft.data.images import ImageInfo, decode_data_uri, inspect, read_image
+from vlm_dft.data.problems import RowError, shown
+from vlm_dft.data.source import Source
+from vlm_dft.data.template import ChatTemplate
+from vlm_dft.run_dir import disk_errors
+
+
+@dataclass(frozen=True)
+class OpenedPicture:
+    """A picture that was decoded, and where its bytes are."""
+
+    info: ImageInfo
+    content: bytes | Path
+
+    def part(self, source: Source) -> ImagePart:
+        info = self.info
+        copied = source.copies or isinstance(self.content, bytes)
+        name = f"{IMAGES_NAME}/{info.sha256}.{info.extension}" if copied else source.relative(Path(str(self.content)))
+        return ImagePart(image=name, sha256=info.sha256, width=info.width, height=info.height)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row that is valid but for its tokens, and its pictures."""
+
+    row: Row
+    draft: Draft
+    pictures: tuple[OpenedPicture, ...]
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Turns records into rows, for one source."""
+
+    config: ValidationConfig
+    source: Source
+    format: DatasetFormat
+
+    def prepare(self, record: dict[str, Any], number: int) -> Prepared:
+        """Raises RowError."""
+        draft = PARSERS[self.format](record).with_system(self.config.system_prompt)
+        check(draft, self.config.limits)
+        opened = {picture: self._open(picture) for picture in draft.pictures}
+        messages = tuple(self._message(turn, opened) for turn in draft.turns)
+        for name, text in (("answer", draft.answer), ("category", draft.category)):
+            check_text(text or "", name)
+        row = Row(id=f"{self.source.name}:{number}", messages=messages, answer=draft.answer, category=draft.category)
+        return Prepared(row, draft, tuple(opened.values()))
+
+    def _message(self, turn: Turn, opened: dict[Picture, OpenedPicture]) -> Message:
+        parts = [
+            TextPart(text=part) if isinstance(part, str) else opened[part].part(self.source) for part in turn.content
+        ]
+        return Message(role=turn.role, content=tuple(parts), train=turn.train)
+
+    def _open(self, picture: Picture) -> OpenedPicture:
+        config, limits = self.config, self.config.limits
+        content: bytes | Path
+        if picture.reference.startswith("data:"):
+            content = data = decode_data_uri(picture.reference, picture.field, limits)
+        elif picture.reference.lower().startswith(("http://", "https://")):
+            if not config.allow_image_urls:
+                reason = f"{shown(picture.reference)} is a URL; this server fetches none: send the image itself"
+                raise RowError(picture.field, "image_url_refused", reason)
+            content = data = Fetcher(limits.max_image_bytes).fetch(picture.reference, picture.field)
+        else:
+            content = self.source.picture_path(picture)
+            data = read_image(content, picture.field, limits)
+        if isinstance(content, bytes) and not self.source.copies:
+            reason = "pictures of a registered directory must be files in it: nothing is written there"
+            raise RowError(picture.field, "embedded_image_in_directory", reason)
+        return OpenedPicture(inspect(data, picture.field, limits, config.pixels), content)
+
+
+def count_tokens(prepared: Prepared, template: ChatTemplate) -> Row:
+    """The row with its token counts. Raises RowError for the row, ModelError for the template."""
+    try:
+        rendered = template.render(prepared.row)
+    except RowError as error:
+        field = prepared.draft.turns[error.turn].field if error.turn is not None else error.field
+        raise RowError(field, error.reason_code, error.reason) from None
+    update = {"text_tokens": rendered.text_tokens, "supervised_tokens": rendered.supervised_tokens}
+    return prepared.row.model_copy(update=update)
+
+
+def keep_pictures(prepared: Prepared, target: Path) -> None:
+    """Write the row's pictures into a dataset directory, each content once. Raises DiskFullError."""
+    for picture in prepared.pictures:
+        path = target / IMAGES_NAME / f"{picture.info.sha256}.{picture.info.extension}"
+        if path.exists():
+            continue
+        path.parent.mkdir(exist_ok=True)
+        with disk_errors(path):
+            if isinstance(picture.content, Path):
+                _link_or_copy(picture.content, path)
+            else:
+                path.write_bytes(picture.content)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)  # unpacked by us, on the same disk
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):  # file systems without hard links
+            raise
+        shutil.copyfile(source, target)
+
+
+def content_digest(row: Row) -> bytes:
+    """Hash of what a row teaches: turns, pictures by content, answer and category; not its place or token counts."""
+    turns = [
+        [
+            message.role,
+            message.train,
+            [part.sha256 if isinstance(part, ImagePart) else [part.text] for part in message.content],
+        ]
+        for message in row.messages
+    ]
+    content = json.dumps([turns, row.answer, row.category], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).digest()
