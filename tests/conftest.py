@@ -69,23 +69,24 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _postgres_template(postgres_url: str) -> Iterator[str]:
+def _migrated_postgres(postgres_url: str) -> Iterator[str]:
     from databases import migrated_postgres
 
-    yield from migrated_postgres(postgres_url)
+    with migrated_postgres(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A migrated, empty database of the test's own, once per kind."""
-    from databases import copied_sqlite, postgres_database
+    from databases import copied_sqlite, empty_postgres
 
     if request.param == "sqlite":
         yield copied_sqlite(request.getfixturevalue("_sqlite_template"), tmp_path / "vlm-dft.db")
         return
-    template = request.getfixturevalue("_postgres_template")
-    with postgres_database(request.getfixturevalue("postgres_url"), template) as url:
-        yield url
+    url = request.getfixturevalue("_migrated_postgres")
+    yield url
+    empty_postgres(url)
 
 
 @pytest.fixture
