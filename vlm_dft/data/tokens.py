@@ -1,7 +1,7 @@
-"""Token counts: of a model's tokenizer for validation, and of validated rows for whoever checks a length limit.
+"""Token counts of validated rows, and the hash that says which tokenizer counted. Torch-free, transformers-free.
 
-Torch-free; transformers is imported only inside load_template. A row's count is exact for any pixel limits, because
-validation wrote its text tokens and picture sizes down.
+A row's count is exact for any pixel limits, because validation wrote its text tokens and picture sizes down. Counting
+itself is ``tokenizer`` and ``template``.
 """
 
 from __future__ import annotations
@@ -11,36 +11,13 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlm_dft.config import PixelConfig
 from vlm_dft.data.canonical import ROWS_NAME, CanonicalDataset, Row
 from vlm_dft.data.pixels import num_visual_tokens
 from vlm_dft.errors import DatasetError, ModelError
 from vlm_dft.results import RowProblem
-
-if TYPE_CHECKING:
-    from vlm_dft.data.template import ChatTemplate
-
-VISION_MODELS = frozenset({"qwen2_5_vl"})
-"""model_type of config.json: models whose template takes pictures."""
-
-
-def load_template(model_dir: str) -> ChatTemplate:
-    """Tokenizer and chat template of a model directory, without its weights. Raises ModelError."""
-    from transformers import AutoTokenizer
-
-    from vlm_dft.data.template import ChatTemplate
-
-    path = Path(model_dir)
-    vision = _read_json(path / "config.json").get("model_type") in VISION_MODELS
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer in {path} cannot be loaded: {error}") from error
-    source = _chat_template(path) or tokenizer.chat_template
-    image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"  # as transformers' own processor chooses
-    return ChatTemplate.checked(tokenizer, source, vision=vision, image_token=image_token if vision else None)
 
 
 def tokenizer_sha256(model_dir: str | Path) -> str:
@@ -71,14 +48,14 @@ def _stamp(path: Path) -> _Stamp | None:
 @lru_cache(maxsize=64)
 def _tokenizer_sha256(path: Path, stamps: tuple[tuple[str, _Stamp | None], ...]) -> str:
     present = {name for name, stamp in stamps if stamp}
-    config = _read_json(path / "tokenizer_config.json") if "tokenizer_config.json" in present else {}
-    parts: dict[str, Any] = {"chat_template": _chat_template(path) or config.get("chat_template")}
+    config = read_json(path / "tokenizer_config.json") if "tokenizer_config.json" in present else {}
+    parts: dict[str, Any] = {"chat_template": chat_template(path) or config.get("chat_template")}
     if "tokenizer.json" in present:
-        vocabulary = _read_json(path / "tokenizer.json")
+        vocabulary = read_json(path / "tokenizer.json")
         # Padding and truncation are how a caller last used it, not what it is.
         parts["tokenizer"] = {key: value for key, value in vocabulary.items() if key not in ("padding", "truncation")}
     elif {"vocab.json", "merges.txt"} <= present:
-        parts["vocabulary"] = _read_json(path / "vocab.json")
+        parts["vocabulary"] = read_json(path / "vocab.json")
         parts["merges"] = hashlib.sha256((path / "merges.txt").read_bytes()).hexdigest()
         parts["added_tokens"] = config.get("added_tokens_decoder")
     else:
@@ -94,15 +71,15 @@ def _token(value: Any) -> Any:
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
-def _chat_template(path: Path) -> str | None:
+def chat_template(path: Path) -> str | None:
     """The template beside the tokenizer, which goes before the one in tokenizer_config.json as in transformers."""
     jinja, older = (path / name for name in _TEMPLATES)
     if jinja.is_file():
         return jinja.read_text()
-    return _read_json(older).get("chat_template") if older.is_file() else None
+    return read_json(older).get("chat_template") if older.is_file() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -28,7 +28,8 @@ from vlm_dft.data.records import Record, count_lines, read_records
 from vlm_dft.data.rows import Prepared, RowReader, content_digest, count_tokens, keep_pictures
 from vlm_dft.data.source import Source, open_source
 from vlm_dft.data.template import ChatTemplate
-from vlm_dft.data.tokens import load_template, overlong, row_tokens, tokenizer_sha256
+from vlm_dft.data.tokenizer import load_template
+from vlm_dft.data.tokens import overlong, row_tokens, tokenizer_sha256
 from vlm_dft.results import Distribution, Progress, RowProblem, TokenStatistics, ValidationReport
 from vlm_dft.run_dir import RunDir, directory_in_place, disk_errors, write_json
 
