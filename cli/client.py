@@ -11,8 +11,8 @@ import openai
 import typer
 from rich.console import Console
 
-out = Console()
-err = Console(stderr=True)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
 
 EXIT_FAILED = 1
 """The service refused, or the job failed."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.client import EXIT_FAILED, EXIT_USAGE, err, out
+
+if TYPE_CHECKING:
+    from service.jobs.database import Database
 
 keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
@@ -22,18 +25,20 @@ def up(
     """Start the service: broker, API, janitor and workers. Ctrl-C drains."""
     from cli.up import up as start
     from service.settings import Settings
+    from vlm_dft.errors import VlmDftError
 
     chosen = {"host": host, "port": port, "data_dir": data_dir}
-    settings = Settings(**{name: value for name, value in chosen.items() if value is not None})  # pyright: ignore
-    raise typer.Exit(start(settings, gpu_workers=gpu_workers, cpu_workers=cpu_workers))
+    settings = Settings.model_validate({name: value for name, value in chosen.items() if value is not None})
+    try:
+        raise typer.Exit(start(settings, gpu_workers=gpu_workers, cpu_workers=cpu_workers))
+    except VlmDftError as error:
+        err.print(f"[red]{error.message}[/]", highlight=False)
+        raise typer.Exit(EXIT_USAGE) from None
 
 
 def migrate() -> None:
     """Bring the database to this version's schema."""
-    from service.jobs.database import open_database
-    from service.settings import get_settings
-
-    open_database(get_settings()).upgrade()
+    _database()
     out.print("the database is at this version's schema")
 
 
@@ -69,37 +74,46 @@ def create_key(
 ) -> None:
     """Create a key and print it once; only its HMAC is stored."""
     from service.jobs import keys
-    from service.jobs.database import open_database
     from service.settings import get_settings
 
-    settings = get_settings()
-    with open_database(settings).write() as session:
-        created = keys.create_key(session, settings, project=project, name=name)
-    out.print(created.secret, highlight=False)
+    with _database().write() as session:
+        _, text = keys.create_key(session, keys.load_secret(get_settings()), project, name)
+    out.print(text, highlight=False)
 
 
 @keys_app.command("list")
 def list_keys() -> None:
     """List keys by id, project and name."""
     from service.jobs import keys
-    from service.jobs.database import open_database
-    from service.settings import get_settings
 
-    with open_database(get_settings()).read() as session:
+    with _database().read() as session:
         for key in keys.list_keys(session):
-            state = "revoked" if key.revoked_at else "live"
+            state = "revoked" if key.revoked_at else "in force"
             out.print(f"{key.id}  {key.project}  {key.name}  {key.prefix}...  {state}", highlight=False)
 
 
 @keys_app.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument()]) -> None:
+def revoke_key(key_id: Annotated[str, typer.Argument()], project: Annotated[str, typer.Option()] = "default") -> None:
     """Revoke a key; requests with it are refused at once."""
+    from service.errors import NotFoundError
     from service.jobs import keys
+
+    with _database().write() as session:
+        try:
+            keys.revoke_key(session, project, key_id)
+        except NotFoundError as error:
+            err.print(str(error), highlight=False)
+            raise typer.Exit(EXIT_FAILED) from None
+    out.print(f"revoked {key_id}")
+
+
+def _database() -> Database:
+    """The database at this version's schema."""
     from service.jobs.database import open_database
     from service.settings import get_settings
 
-    with open_database(get_settings()).write() as session:
-        if not keys.revoke_key(session, key_id):
-            err.print(f"no live key {key_id}")
-            raise typer.Exit(EXIT_FAILED)
-    out.print(f"revoked {key_id}")
+    settings = get_settings()
+    settings.data.mkdir(parents=True, exist_ok=True)
+    database = open_database(settings)
+    database.upgrade()
+    return database

@@ -119,12 +119,12 @@ def print_result(job: dict[str, Any]) -> None:
 
 def print_scores(job: dict[str, Any]) -> None:
     """The scores of a job, when it has any."""
-    from vlm_dft.evaluation.report import score_table
+    from vlm_dft.evaluation.report import by_role, score_table
     from vlm_dft.results import Score
 
     scores = [Score.model_validate(score) for score in job.get("scores") or ()]
     if scores:
-        out.print(score_table(scores), highlight=False, markup=False)
+        out.print(score_table(by_role(scores), categories=True), highlight=False, markup=False)
     if failure := job.get("evaluation_error"):
         err.print(f"[red]evaluation failed[/] {failure['code']}: {failure['message']}", highlight=False)
 
