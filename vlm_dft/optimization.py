@@ -1,0 +1,208 @@
+"""One optimizer step: micro-batches in, summed gradients, an update, and what was counted on the way.
+
+An explicit loop on accelerate's process state, and not transformers' Trainer, because the Trainer divides by what the
+model class says it accepts (Qwen2.5-VL: by micro-batches instead of tokens), repeats samples to fill the last batch of
+an epoch over several ranks, and synchronises gradients inside forward passes, which hangs when text-only and image
+batches meet. What remains here is small: sums, one denominator, one synchronisation.
+Knows nothing about datasets, files or how long a training is to go on.
+
+Shapes: B samples of a micro-batch, T tokens, N = B x T rows, D hidden size, S statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import get_scheduler
+
+from vlm_dft import objectives
+from vlm_dft.batches import MicroBatch
+from vlm_dft.config import TrainConfig
+from vlm_dft.errors import NanLossError, OutOfMemoryError
+from vlm_dft.head import STATISTICS, LossSums, objective_loss
+from vlm_dft.model import LoadedModel, base_of, language_head, set_use_cache
+from vlm_dft.ranks import Ranks
+from vlm_dft.telemetry import StepCounts
+
+_ADAM_BYTES_PER_PARAMETER = 12  # gradient and two moments in float32
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one optimizer step did."""
+
+    counts: StepCounts
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+
+
+class Optimization:
+    """A model under training: its trainable parameters, optimizer and schedule."""
+
+    def __init__(self, loaded: LoadedModel, config: TrainConfig, ranks: Ranks, total_steps: int) -> None:
+        """loaded.model has requires_grad set. Its weights are cast: trainable ones to float32, frozen ones to dtype."""
+        self._loaded = loaded
+        self._config = config
+        self._ranks = ranks
+        self._objective = objectives.from_config(config.objective)
+        self._largest_tokens = 0
+        _cast(loaded)
+        set_use_cache(loaded.model, False)
+        if config.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(_groups(self.parameters, config), lr=config.learning_rate, fused=True)
+        self._scheduler = get_scheduler(
+            "cosine" if config.lr_schedule == "cosine" else "constant_with_warmup",
+            self._optimizer,
+            num_warmup_steps=math.ceil(config.warmup_ratio * total_steps),
+            num_training_steps=total_steps,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer and schedule; the weights are the model's."""
+        return {"optimizer": self._optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+
+    def step(self, number: int, micro_batches: Sequence[MicroBatch]) -> StepOutcome:
+        """One update from this rank's share of the global batch.
+
+        Raises NanLossError naming step and rows, before the weights are touched; OutOfMemoryError saying what would fit.
+        """
+        # The random state of a step is a function of seed and step: a resumed run draws what an uninterrupted one does.
+        torch.manual_seed((self._config.seed << 32) + number * self._ranks.count + self._ranks.rank)
+        self._loaded.model.train()
+        try:
+            counts = self.gradients(micro_batches, number)
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.max_grad_norm).item()
+            if not math.isfinite(grad_norm):
+                self._raise_not_finite(f"gradient norm is {grad_norm}", number, micro_batches)
+            learning_rate = float(self._scheduler.get_last_lr()[0])
+            self._optimizer.step()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(self._what_would_fit(micro_batches)) from error
+        self._scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepOutcome(counts, grad_norm, learning_rate)
+
+    def gradients(self, micro_batches: Sequence[MicroBatch], number: int = 0) -> StepCounts:
+        """Add the gradient of (sum of weight x NLL) / (supervised tokens of all micro-batches of all ranks).
+
+        The denominator is the same however the batch was split, and for every objective.
+        """
+        num_tokens = torch.tensor(float(sum(m.num_tokens for m in micro_batches)), device=self._ranks.device)
+        denominator = max(1.0, self._ranks.sum(num_tokens).item() if self._ranks.count > 1 else num_tokens.item())
+        parts = []
+        for micro_batch in micro_batches:
+            sums = self._forward(micro_batch)
+            if sums.loss_sum.requires_grad:  # not where only the vision tower is trained and there is no picture
+                (sums.loss_sum / denominator).backward()
+            parts.append(sums.statistics_S)
+            self._largest_tokens = max(self._largest_tokens, micro_batch.padded_tokens)
+        self._ranks.sum_gradients(self.parameters)
+        counts = self._count(micro_batches, parts)
+        if not math.isfinite(counts.sums["nll_sum"] + counts.sums["objective_sum"]):
+            bad = [m for m, part_S in zip(micro_batches, parts, strict=True) if not torch.isfinite(part_S).all()]
+            self._raise_not_finite(f"loss is {counts.nll}", number, bad)
+        return counts
+
+    @torch.no_grad()
+    def measure(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        """Statistics, input tokens and samples of this rank's held-out micro-batches: add them up, then ``counts``."""
+        self._loaded.model.eval()
+        parts = [self._forward(micro_batch).statistics_S for micro_batch in micro_batches]
+        return self._totals(micro_batches, parts)
+
+    def counts(self, totals: Tensor) -> StepCounts:
+        """Totals of this rank, summed over ranks. Waits for the device."""
+        *sums, input_tokens, num_samples = self._ranks.sum(totals).tolist()
+        return StepCounts(dict(zip(STATISTICS, sums, strict=True)), int(input_tokens), int(num_samples))
+
+    def _count(self, micro_batches: Sequence[MicroBatch], parts: list[Tensor]) -> StepCounts:
+        return self.counts(self._totals(micro_batches, parts))
+
+    def _totals(self, micro_batches: Sequence[MicroBatch], parts: list[Tensor]) -> Tensor:
+        counted = [sum(m.input_tokens for m in micro_batches), sum(len(m.row_ids) for m in micro_batches)]
+        counted_2 = torch.tensor(counted, dtype=torch.float64, device=self._ranks.device)
+        zero_S = counted_2.new_zeros(len(STATISTICS))
+        return torch.cat([torch.stack(parts).sum(dim=0) if parts else zero_S, counted_2])
+
+    def _forward(self, micro_batch: MicroBatch) -> LossSums:
+        """The model's body, then the head over supervised rows only."""
+        inputs, labels_BT = micro_batch.to(self._ranks.device)
+        body = base_of(self._loaded.model).base_model
+        narrow = self._loaded.dtype != torch.float32
+        with torch.autocast(self._ranks.device.type, dtype=self._loaded.dtype, enabled=narrow):
+            hidden_BTD = body(**inputs, use_cache=False).last_hidden_state
+        head = language_head(self._loaded.model)
+        return objective_loss(
+            hidden_BTD.flatten(0, 1).to(self._loaded.dtype),
+            head.weight,
+            labels_BT.flatten(),
+            objective=self._objective,
+            bias_V=head.bias,
+            eos_token_id=self._loaded.end_of_turn_token_id,
+        )
+
+    def _raise_not_finite(self, what: str, number: int, micro_batches: Sequence[MicroBatch]) -> None:
+        mine = [row_id for micro_batch in micro_batches for row_id in micro_batch.row_ids]
+        rows = [row_id for share in self._ranks.gather(mine) for row_id in share]
+        shown = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
+        raise NanLossError(
+            f"the {what} at step {number + 1}, rows {shown}: lower learning_rate, or look at these rows; "
+            "the last checkpoint was kept"
+        )
+
+    def _what_would_fit(self, micro_batches: Sequence[MicroBatch]) -> str:
+        largest = max(micro_batches, key=lambda micro_batch: micro_batch.padded_tokens)
+        trainable = sum(parameter.numel() for parameter in self.parameters)
+        weights = sum(parameter.nbytes for parameter in self._loaded.model.parameters())
+        fixed_gib = (weights + trainable * _ADAM_BYTES_PER_PARAMETER) / 2**30
+        parts = [
+            f"{self._ranks.device} ran out of memory; the step's largest micro-batch has {len(largest.row_ids)} "
+            f"samples and {largest.padded_tokens} tokens with padding; weights, gradients and optimizer alone take "
+            f"{fixed_gib:.1f} GiB"
+        ]
+        if self._largest_tokens:
+            parts.append(f"{self._largest_tokens} tokens did fit")
+        remedies = []
+        if len(largest.row_ids) > 1:
+            remedies.append(f"micro_batch_size {len(largest.row_ids) // 2}")
+        if not self._config.gradient_checkpointing:
+            remedies.append("gradient_checkpointing true")
+        if not isinstance(self._loaded.model, PeftModel):
+            remedies.append("adapter lora")
+        remedies.append("a smaller pixels.max_pixels or max_length_tokens")
+        return "; ".join(parts) + ". Try " + ", or ".join(remedies)
+
+
+def _cast(loaded: LoadedModel) -> None:
+    """Trainable weights are float32, so that small updates are not lost; frozen ones take the computation's type."""
+    for parameter in loaded.model.parameters():
+        dtype = torch.float32 if parameter.requires_grad else loaded.dtype
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _groups(parameters: list[torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
+    """Weight decay for matrices, none for norms and biases."""
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,243 @@
+"""Train one model as a TrainConfig says, in a run directory: ``train``.
+
+Loads or resumes, measures held-out loss, steps, writes checkpoints, stops when asked, exports. How a step works is
+``vlm_dft.optimization``'s, what it is made of ``vlm_dft.batches``'s. Interrupted equals uninterrupted, bit for bit on
+one device: a step depends on weights, optimizer, schedule and its own number, and on nothing else.
+Knows nothing about queues, leases or result.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+from peft import PeftModel
+
+from vlm_dft import checkpoint
+from vlm_dft.batches import Corpus, Plan, Steps, num_loader_workers, open_corpus
+from vlm_dft.checkpoint import State
+from vlm_dft.config import FullConfig, TrainConfig
+from vlm_dft.data.canonical import CanonicalDataset
+from vlm_dft.data.encoding import IMAGE_BACKEND, Encoder
+from vlm_dft.errors import DatasetError, ModelError
+from vlm_dft.export import ExportRecord, export
+from vlm_dft.interruption import Interrupted, StopRequest
+from vlm_dft.model import LoadedModel, adapt, load
+from vlm_dft.model_files import locate
+from vlm_dft.optimization import Optimization, StepOutcome
+from vlm_dft.ranks import Ranks
+from vlm_dft.results import StepMetrics, TrainResult, ValidationMetrics
+from vlm_dft.run_dir import RunDir
+from vlm_dft.telemetry import Reporter, checkpoint_metrics, step_metrics, validation_metrics
+
+log = logging.getLogger(__name__)
+
+_VERSIONS = ("torch", "transformers", "peft", "vlm-dft")
+
+
+def train(config: TrainConfig, run: RunDir, *, stop: StopRequest | None = None) -> TrainResult:
+    """Train, export, and say what came out; under torchrun, together with the other ranks.
+
+    Resumes from config.resume_from, else from the newest complete checkpoint that this run directory holds. Raises
+    Interrupted after writing a checkpoint when stop is requested, and VlmDftError.
+    """
+    ranks = Ranks()
+    reporter = Reporter(run, writes=ranks.is_first)
+    reporter.phase("loading_model")
+    training = _Training(config, run, ranks, reporter, stop or StopRequest())
+    result = training.run()
+    ranks.leave()
+    return result
+
+
+class _Training:
+    """One attempt."""
+
+    def __init__(self, config: TrainConfig, run: RunDir, ranks: Ranks, reporter: Reporter, stop: StopRequest) -> None:
+        self.config, self.run_dir, self.ranks, self.reporter, self.stop = config, run, ranks, reporter, stop
+        if ranks.is_first:
+            checkpoint.remove_leftovers(run)
+        resume = _resume_path(config, run)
+        fingerprint = CanonicalDataset.open(config.dataset).manifest.fingerprint
+        self.state = State(config=checkpoint.identity(config), fingerprint=fingerprint)
+        if resume is not None:
+            self.state = checkpoint.open_checkpoint(resume, config, fingerprint)
+        self.resumed_from_step = self.state.step if resume is not None else None
+        self.loaded = _load(config, resume, ranks)
+        self.corpus = self._open(config.dataset)
+        self.plan = Plan(
+            self.corpus.kept, config.batch_size, seed=config.seed, epochs=config.n_epochs, max_steps=config.max_steps
+        )
+        self.steps = self._steps(self.corpus, self.plan, num_loader_workers(ranks.device, ranks.count))
+        self.validation = self._open_validation()
+        self.optimization = Optimization(self.loaded, config, ranks, self.plan.total_steps)
+        if resume is not None:
+            self._resume(resume)
+        self.reporter.forget_after(self.state.step)
+
+    def run(self) -> TrainResult:
+        """Everything after loading."""
+        began = time.monotonic()
+        self.reporter.start(self.state.step, self.plan.total_steps)
+        with self.stop.put_off():
+            self._train()
+        if not self.state.trained_tokens:
+            raise DatasetError("no row of the training data has a token to train on: check its assistant turns")
+        self.reporter.phase("exporting")
+        del self.optimization  # its memory is needed to reload the export
+        target = self.run_dir.export_path
+        record = self.ranks.gather(export(self.loaded, target) if self.ranks.is_first else None)[0]
+        return self._result(record, time.monotonic() - began)
+
+    def _train(self) -> None:
+        if self.validation is not None and self.state.step == 0:
+            measured = self._validate()
+            self.state = self.state.model_copy(update={"valid_nll_before": measured and measured.valid_nll})
+            self._stop_if_asked()
+        finished = time.monotonic()
+        for micro_batches in self.steps.read(self.state.step):
+            outcome = self.optimization.step(self.state.step, micro_batches)
+            metrics = self._record(outcome, time.monotonic() - finished)
+            stopping = self.ranks.any(self.stop.requested)
+            is_last = self.state.step == self.plan.total_steps
+            if stopping or is_last or self.state.step % self.config.checkpoint_every_steps == 0:
+                self._checkpoint(metrics)
+                self._stop_if_asked()
+            finished = time.monotonic()
+
+    def _record(self, outcome: StepOutcome, seconds: float) -> StepMetrics:
+        """Count a step that was done; log it when it is one of those to log."""
+        counts, before = outcome.counts, self.state
+        self.state = before.model_copy(
+            update={
+                "step": before.step + 1,
+                "trained_tokens": before.trained_tokens + counts.num_tokens,
+                "input_tokens": before.input_tokens + counts.input_tokens,
+                "num_samples": before.num_samples + counts.num_samples,
+                "first_nll": before.first_nll if before.step else counts.nll,
+                "last_nll": counts.nll,
+            }
+        )
+        step = self.state.step
+        metrics = step_metrics(
+            counts,
+            step=step,
+            epoch=step / self.plan.steps_per_epoch,
+            grad_norm=outcome.grad_norm,
+            learning_rate=outcome.learning_rate,
+            seconds=seconds,
+            device=self.ranks.device,
+        )
+        if step % self.config.log_every_steps == 0 or step == self.plan.total_steps:
+            self.reporter.metrics(metrics)
+        self.reporter.step_done(step, counts.input_tokens)
+        return metrics
+
+    def _validate(self) -> ValidationMetrics | None:
+        """Held-out loss now; None when there is no validation set, or when we are asked to stop on the way."""
+        if self.validation is None:
+            return None
+        totals = self.optimization.measure([])
+        for micro_batches in self.validation.read():
+            if self.ranks.any(self.stop.requested):
+                return None
+            totals += self.optimization.measure(micro_batches)
+        metrics = validation_metrics(self.optimization.counts(totals), self.state.step)
+        self.state = self.state.model_copy(update={"valid_nll": metrics.valid_nll, "valid_step": metrics.step})
+        self.reporter.metrics(metrics)
+        return metrics
+
+    def _checkpoint(self, metrics: StepMetrics) -> None:
+        measured = self._validate()
+        self.reporter.phase("checkpointing")
+        if self.ranks.is_first:
+            training = self.optimization.state_dict()
+            checkpoint.save(self.run_dir, self.loaded, training, self.state, checkpoint_metrics(metrics, measured))
+            checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
+        self.ranks.wait()
+        self.reporter.phase("running")
+
+    def _stop_if_asked(self) -> None:
+        if self.ranks.any(self.stop.requested):
+            raise Interrupted(f"asked to stop after step {self.state.step}")
+
+    def _resume(self, path: Path) -> None:
+        if isinstance(self.loaded.model, PeftModel):
+            checkpoint.load_adapter(path, self.loaded.model)
+        self.optimization.load_state_dict(checkpoint.load_training(path))
+        log.info("resuming from %s, step %d of %d", path, self.state.step, self.plan.total_steps)
+
+    def _open(self, path: Path) -> Corpus:
+        encoder = Encoder(self.loaded.processor, self.config.pixels)
+        return open_corpus(path, encoder, self.config, locate(self.config.model, self.config.revision))
+
+    def _open_validation(self) -> Steps | None:
+        if self.config.validation_dataset is None:
+            return None
+        corpus = self._open(self.config.validation_dataset)
+        return self._steps(corpus, Plan(corpus.kept, self.config.batch_size, seed=None), num_workers=0)
+
+    def _steps(self, corpus: Corpus, plan: Plan, num_workers: int) -> Steps:
+        return Steps(
+            corpus,
+            plan,
+            micro_batch_size=self.config.micro_batch_size,
+            pad_token_id=self.loaded.pad_token_id,
+            rank=self.ranks.rank,
+            num_ranks=self.ranks.count,
+            num_workers=num_workers,
+        )
+
+    def _result(self, record: ExportRecord, seconds: float) -> TrainResult:
+        state, device = self.state, self.ranks.device
+        return TrainResult(
+            steps=state.step,
+            trained_tokens=state.trained_tokens,
+            input_tokens=state.input_tokens,
+            num_samples=state.num_samples,
+            dropped_samples=self.corpus.dropped,
+            first_nll=state.first_nll,
+            last_nll=state.last_nll,
+            valid_nll_before=state.valid_nll_before,
+            valid_nll_after=state.valid_nll if state.valid_step == state.step else None,
+            wall_seconds=seconds,
+            resumed_from_step=self.resumed_from_step,
+            export=str(record.path.relative_to(self.run_dir.path)),
+            adapter=str(record.adapter.relative_to(self.run_dir.path)) if record.adapter else None,
+            model_sha256=record.model_sha256,
+            data_fingerprint=state.fingerprint,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+            precision="bf16" if self.loaded.dtype == torch.bfloat16 else "fp32",
+            image_backend=IMAGE_BACKEND,
+            versions={name: version(name) for name in _VERSIONS},
+        )
+
+
+def _resume_path(config: TrainConfig, run: RunDir) -> Path | None:
+    if config.resume_from is not None:
+        return config.resume_from
+    checkpoints = run.complete_checkpoints()
+    return checkpoints[-1].path if checkpoints else None
+
+
+def _load(config: TrainConfig, resume: Path | None, ranks: Ranks) -> LoadedModel:
+    """The model with its trainable parameters marked; full weights come from the checkpoint that is resumed from."""
+    full = isinstance(config.adapter, FullConfig)
+    source, revision = (str(resume), None) if resume is not None and full else (config.model, config.revision)
+    loaded = load(source, revision=revision, precision=config.precision, device=ranks.device, master_weights=full)
+    model = loaded.model
+    if isinstance(model, PeftModel):
+        if not full:
+            raise ModelError(
+                f"{config.model} is an adapter: train lora from the exported model instead", param="train.model"
+            )
+        model = model.merge_and_unload()
+    return dataclasses.replace(loaded, model=adapt(model, config.adapter, config.freeze, config.seed))
