@@ -7,13 +7,14 @@ the validation found into the file's row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from service.errors import FileInUseError, FileNotReadyError, InvalidRequestError, NotFoundError
+from service.errors import FileInUseError, FileNotReadyError, InvalidRequestError, InvalidStateError, NotFoundError
 from service.jobs.completion import cancel
 from service.jobs.database import clock, now
 from service.jobs.pages import Order, Page, paginate
@@ -134,7 +135,8 @@ def delete_file(s: Session, project: str, file_id: str) -> File:
     get_file(s, project, file_id)
     # Jobs before files, as completion locks them: the other order could deadlock.
     for job_id in s.scalars(_unfinished_jobs(Job.subject_file == file_id)).all():
-        cancel(s, project, job_id)
+        with suppress(InvalidStateError):  # it ended in this moment: nothing is left to cancel
+            cancel(s, project, job_id)
     return _mark_deleted(s, _lock(s, project, file_id))
 
 

@@ -1,7 +1,7 @@
 """Which models there are, by public name: base directories, the hub's allow-list, fine-tuned models, checkpoints.
 
-A base directory is a model when it holds a config.json; whether it can be trained is the trainer's business. Hub models are
-named by slash-free aliases, because ft: names are built from them and proxies dislike encoded slashes.
+A base directory is a model when it holds a config.json; whether it can be trained is the trainer's business. Hub models
+are named by slash-free aliases, because ft: names are built from them and proxies dislike encoded slashes.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
-import kombu
 from celery import Celery
+from kombu import Queue as BrokerQueue  # pyright: ignore[reportPrivateImportUsage] - its __init__ is lazy
 from kombu.exceptions import OperationalError
 from sqlalchemy import delete, select
 
@@ -36,7 +36,7 @@ def create_celery(settings: Settings) -> Celery:
         broker_transport_options=_transport_options(settings),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # the default gives up after 100
-        task_queues=[kombu.Queue(queue.value) for queue in Queue],
+        task_queues=[BrokerQueue(queue.value) for queue in Queue],
         task_default_queue=Queue.GPU.value,
         task_create_missing_queues=False,
         task_acks_late=True,
