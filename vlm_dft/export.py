@@ -27,7 +27,6 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vlm_dft.config import PixelConfig
@@ -122,13 +121,13 @@ def _generating(loaded: LoadedModel) -> Iterator[None]:
 
 @contextmanager
 def _disk_full_by_name(target: Path) -> Iterator[None]:
-    """safetensors reports a full disk as an error of its own, by text."""
+    """safetensors and tokenizers report a full disk as errors of their own, told apart only by their text."""
     try:
         yield
-    except SafetensorError as error:
-        if any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+    except Exception as error:
+        if any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
             raise DiskFullError(f"no space left while writing {target}: free space and try again") from error
-        raise ExportError(f"the weights cannot be written to {target}: {error}") from error
+        raise
 
 
 def _verified_difference(loaded: LoadedModel, directory: Path) -> float:
