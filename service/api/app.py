@@ -1,0 +1,110 @@
+"""The application: `uvicorn --factory service.api.app:create_app`. Puts the parts together and knows no resource.
+
+Run it with --no-access-log (RequestContext logs each request once) and a --timeout-graceful-shutdown, because event
+streams stay open as long as their jobs run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import structlog
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.middleware import Middleware
+
+from service.api import expiry
+from service.api.authentication import Authentication
+from service.api.context import RequestContext
+from service.api.errors import ErrorBody, install_error_rendering
+from service.api.evaluations import router as evaluations
+from service.api.files import router as files
+from service.api.files.storage import prepare_directory
+from service.api.fine_tuning import outputs
+from service.api.fine_tuning import router as fine_tuning
+from service.api.logs import configure_logs
+from service.api.models import router as models
+from service.api.operations import router as operations
+from service.api.uploads import router as uploads
+from service.jobs import keys
+from service.jobs.database import open_database
+from service.jobs.models import ModelRegistry
+from service.jobs.queue import create_celery, flush_outbox, prepare_broker
+from service.settings import Settings, get_settings
+from vlm_dft import __version__
+
+log = structlog.get_logger("service.api")
+
+# Only declares the scheme in the OpenAPI; Authentication has checked the key before any route is chosen.
+_bearer = Depends(HTTPBearer(auto_error=False, description="Needed unless the service runs on loopback without keys."))
+_errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application for these settings, by default those of the environment. Its database must exist migrated."""
+    settings = settings or get_settings()
+    configure_logs()
+    settings.data.mkdir(parents=True, exist_ok=True)
+    prepare_directory(settings)
+    prepare_broker(settings)
+    database = open_database(settings)
+    celery = create_celery(settings)
+    app = FastAPI(
+        title="vlm-dft",
+        version=__version__,
+        description="OpenAI-compatible fine-tuning of Qwen2.5-VL and text models, with DFT.",
+        docs_url=None,  # their pages load scripts from other hosts
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+        middleware=[
+            Middleware(RequestContext, max_body_bytes=settings.max_body_bytes),
+            Middleware(Authentication, settings=settings, database=database, secret=keys.load_secret(settings)),
+        ],
+        responses=_errors,
+    )
+    app.state.settings = settings
+    app.state.database = database
+    app.state.registry = ModelRegistry(settings)
+    app.state.celery = celery
+    app.state.wake_up = partial(flush_outbox, database, celery)
+    install_error_rendering(app)
+    for resource in (files, uploads, fine_tuning, outputs, evaluations, models):
+        app.include_router(resource.router, dependencies=[_bearer])
+    app.include_router(operations.router)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """The function's name: unique, and what a generated client would want to call it."""
+    return route.name
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    database = app.state.database
+    if not await anyio.to_thread.run_sync(database.at_head):
+        database.close()
+        raise RuntimeError("the database is not at this version's schema: run `vlm-dft migrate` first")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_sweep_now_and_then, app)
+        yield
+        tasks.cancel_scope.cancel()
+    database.close()
+
+
+async def _sweep_now_and_then(app: FastAPI) -> None:
+    while True:
+        try:
+            await anyio.to_thread.run_sync(expiry.sweep, app.state.database, app.state.settings)
+        except (SQLAlchemyError, OSError):
+            log.exception("the sweep failed and will be repeated")
+        await anyio.sleep(expiry.SWEEP_SECONDS)

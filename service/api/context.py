@@ -1,0 +1,140 @@
+"""What surrounds every request: its id, its log line, the size limit of its body, and the answer when we crash.
+
+Pure ASGI. Knows no resource and no database. The log never holds headers, bodies or query strings.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from urllib.parse import unquote_to_bytes
+
+import anyio
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.errors import render
+from service.errors import InvalidRequestError, ServiceError
+from vlm_dft import __version__
+
+log = structlog.get_logger("service.api")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_QUIET_PATHS = frozenset({"/healthz", "/readyz"})
+_DRAIN_BYTES = 16 * 2**20
+_DRAIN_SECONDS = 5.0
+
+
+class LimitedBody:
+    """A request's receive channel that counts bytes and refuses more than its limit."""
+
+    def __init__(self, receive: Receive, content_length: int | None, max_bytes: int) -> None:
+        self._receive = receive
+        self.content_length = content_length
+        self._max_bytes = max_bytes
+        self._received = 0
+        self.finished = content_length == 0
+
+    def allow(self, max_bytes: int) -> None:
+        """Raise the limit, for a route that streams its body to disk."""
+        self._max_bytes = max_bytes
+
+    async def __call__(self) -> Message:
+        if self.content_length is not None and self.content_length > self._max_bytes:
+            raise self._too_large()
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            self.finished = not message.get("more_body", False)
+            if self._received > self._max_bytes:
+                raise self._too_large()
+        else:
+            self.finished = True
+        return message
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the request body is larger than the {self._max_bytes} bytes taken here")
+
+    async def drain(self) -> None:
+        """Read on for a while before an early answer: closing on unread data would reset the client's connection."""
+        drained = 0
+        with anyio.move_on_after(_DRAIN_SECONDS):
+            while not self.finished and drained < _DRAIN_BYTES:
+                message = await self._receive()
+                drained += len(message.get("body", b""))
+                self.finished = message["type"] != "http.request" or not message.get("more_body", False)
+
+
+class RequestContext:
+    """Outermost middleware: x-request-id and version on every response, one log line, 500 in the error shape."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        body = LimitedBody(receive, _content_length(headers), self.max_body_bytes)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, body=body)
+        started_at = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                if not body.finished:
+                    await body.drain()
+                status = message["status"]
+                outgoing = MutableHeaders(scope=message)
+                outgoing["x-request-id"] = request_id
+                outgoing["x-vlm-dft-version"] = __version__
+            await send(message)
+
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            if _has_nul(scope):
+                await render(InvalidRequestError("the URL holds a NUL character"))(scope, body, send_with_id)
+            else:
+                await self.app(scope, body, send_with_id)
+        except Exception:
+            # The last resort, not a swallow: the traceback is logged and the client gets a 500 with the request id.
+            log.exception("request failed")
+            if status:
+                raise
+            await render(ServiceError())(scope, body, send_with_id)
+        finally:
+            self._log(scope, status, time.perf_counter() - started_at)
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
+        write = log.debug if scope["path"] in _QUIET_PATHS else log.info
+        write(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            milliseconds=round(seconds * 1000, 1),
+            project=scope["state"].get("project"),
+        )
+
+
+def _content_length(headers: Headers) -> int | None:
+    """The declared length; 0 when the request has no body at all."""
+    if "content-length" not in headers:
+        return None if "transfer-encoding" in headers else 0
+    value = headers["content-length"]
+    return int(value) if value.isdecimal() else None
+
+
+def _has_nul(scope: Scope) -> bool:
+    """No id, name or path holds a NUL, and PostgreSQL refuses it anywhere."""
+    return "\0" in scope["path"] or b"\0" in unquote_to_bytes(scope.get("query_string", b""))

@@ -1,0 +1,68 @@
+"""Which benchmarks this server has: one TSV, JSON, JSONL or directory each, under settings.resolved_benchmarks.
+
+What a benchmark is follows from its name: it contains mathverse, mathvision or wemath, however it is written
+(MathVerse_MINI, mathvision-testmini, we-math). Whether its files are whole is the evaluation's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from service.api.evaluations.requests import BenchmarkChoice
+from service.api.schemas import ResponseModel
+from service.errors import InvalidRequestError
+from vlm_dft.config import BenchmarkConfig, BenchmarkKind
+
+_SUFFIXES = frozenset({".tsv", ".json", ".jsonl"})
+_NAME = re.compile(BenchmarkConfig.model_fields["name"].metadata[-1].pattern)
+
+
+class Benchmark(ResponseModel):
+    """A benchmark that evaluations can name."""
+
+    id: str
+    object: str = "benchmark"
+    kind: BenchmarkKind
+
+
+def find_benchmarks(directory: Path) -> dict[str, tuple[BenchmarkKind, Path]]:
+    """Name -> kind and path, by name; entries whose name says no kind are none of ours."""
+    found: dict[str, tuple[BenchmarkKind, Path]] = {}
+    if not directory.is_dir():
+        return found
+    for path in sorted(directory.iterdir()):
+        name = path.name if path.is_dir() else path.stem
+        kind = kind_of(name)
+        if kind and _NAME.fullmatch(name) and (path.is_dir() or path.suffix.lower() in _SUFFIXES):
+            found[name] = (kind, path.resolve())
+    return found
+
+
+def kind_of(name: str) -> BenchmarkKind | None:
+    """mathverse, mathvision or wemath, when the name contains it."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return next((kind for kind in get_args(BenchmarkKind) if kind in plain), None)
+
+
+def resolve_benchmarks(
+    directory: Path, choices: Sequence[BenchmarkChoice], limit: int | None, param: str
+) -> tuple[BenchmarkConfig, ...]:
+    """The chosen benchmarks with their paths. Raises InvalidRequestError naming those that are there."""
+    available = find_benchmarks(directory)
+    by_lower_case = {name.lower(): name for name in available}
+    resolved = []
+    for index, choice in enumerate(choices):
+        name = choice.name if choice.name in available else by_lower_case.get(choice.name.lower())
+        if name is None:
+            known = f"available are: {', '.join(available)}" if available else "none is available"
+            raise InvalidRequestError(
+                f"there is no benchmark {choice.name!r}; {known} (put its TSV or directory into {directory})",
+                param=f"{param}.{index}.name",
+                code="benchmark_not_found",
+            )
+        kind, path = available[name]
+        resolved.append(BenchmarkConfig(name=name, kind=kind, path=path, limit=choice.limit or limit))
+    return tuple(resolved)

@@ -1,0 +1,67 @@
+"""From a request to an evaluation that can be queued. Raises before anything is written; changes nothing itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from service.api.evaluations.catalog import resolve_benchmarks
+from service.api.evaluations.requests import CreateEvaluation
+from service.api.once import Resolved
+from service.errors import InvalidRequestError
+from service.jobs.database import Database
+from service.jobs.models import ModelRegistry, ResolvedModel
+from service.jobs.phases import Kind
+from service.jobs.store import NewJob
+from service.jobs.tables import Job
+from service.settings import Settings
+from vlm_dft.config import EvalConfig, GenerationSettings, PixelConfig, RunConfig
+
+
+def resolve_evaluation(
+    database: Database, project: str, body: CreateEvaluation, settings: Settings, registry: ModelRegistry
+) -> Resolved:
+    """The evaluation that the request asks for. Raises InvalidRequestError."""
+    with database.read() as s:
+        model = registry.resolve(s, project, body.model)
+        need_vision(model, "model")
+        pixels = body.pixels or _training_pixels(s, project, registry, model)
+    config = EvalConfig(
+        model=model.source,
+        revision=model.revision,
+        benchmarks=resolve_benchmarks(settings.resolved_benchmarks, body.benchmarks, body.limit, "benchmarks"),
+        pixels=pixels,
+        **generation_settings(body),
+    )
+    new = NewJob(
+        project=project,
+        kind=Kind.EVALUATION,
+        request={**body.model_dump(mode="json", exclude_unset=True), "metadata": body.metadata or {}},
+        config=RunConfig(run_id="unsubmitted", evaluation=config),
+        runs_dir=settings.runs_dir,
+        model=model.name,
+        root=model.root,
+        seed=config.seed,
+        metadata=body.metadata or {},
+    )
+    return Resolved(new)
+
+
+def generation_settings(body: GenerationSettings) -> dict[str, Any]:
+    """The generation's fields alone."""
+    return body.model_dump(include=set(GenerationSettings.model_fields))
+
+
+def need_vision(model: ResolvedModel, param: str) -> None:
+    """Every benchmark that we have shows images. Raises InvalidRequestError for a text model."""
+    if not model.is_vision:
+        message = f"{param}: the benchmarks show images, and {model.name} is a text model: choose a vision model"
+        raise InvalidRequestError(message, param=param, code="model_without_vision")
+
+
+def _training_pixels(s: Session, project: str, registry: ModelRegistry, model: ResolvedModel) -> PixelConfig:
+    """The pixel limits that a fine-tuned model or checkpoint was trained with; the defaults for a base model."""
+    job_id = registry.get(s, project, model.name).job_id
+    job = s.get(Job, job_id) if job_id else None
+    return PixelConfig(**job.config["train"]["pixels"]) if job else PixelConfig()

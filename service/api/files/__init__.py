@@ -1,0 +1,1 @@
+"""Files: uploaded, or registered by server path."""

@@ -1,0 +1,151 @@
+"""What a job leaves behind: events, also as a stream, checkpoints, attempts, metrics, log. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from service.api.dependencies import After, DatabaseNow, Limit, Project, SettingsNow
+from service.api.fine_tuning.responses import (
+    FineTuningCheckpoint,
+    FineTuningJobEvent,
+    JobAttempt,
+    JobLog,
+    JobMetrics,
+)
+from service.api.fine_tuning.view import show_attempt, show_checkpoint, show_event
+from service.api.runs import log_tail, merged_metrics
+from service.api.schemas import ListPage
+from service.errors import InvalidRequestError
+from service.jobs import store
+from service.jobs.database import Database
+from service.jobs.phases import TERMINAL, Kind, Phase, openai_status
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
+
+_STREAM_BATCH = 500
+_LARGEST = 2**53
+
+Sequence = Annotated[int | None, Query(ge=0, le=_LARGEST)]
+Step = Annotated[int, Query(ge=0, le=_LARGEST)]
+TailBytes = Annotated[int, Query(ge=1, le=2**20, description="Bytes of the end, whole lines.")]
+AttemptNumber = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Not given: the newest.")]
+
+
+@router.get("/events")
+def list_events(
+    job_id: str,
+    project: Project,
+    database: DatabaseNow,
+    after: After = None,
+    limit: Limit = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after_seq: Sequence = None,
+) -> ListPage[FineTuningJobEvent]:
+    """Events, newest first as OpenAI has them; order=asc with after_seq=<last seq> follows a job."""
+    if after is not None and after_seq is not None:
+        raise InvalidRequestError("after_seq: give after or after_seq, not both", param="after_seq")
+    with database.read() as s:
+        store.get_job(s, project, job_id, Kind.FINE_TUNING)
+        page = store.list_events(s, job_id, after_id=after, after_seq=after_seq, limit=limit, order=order)
+        return ListPage.of([show_event(event) for event in page.rows], page.has_more)
+
+
+async def _existing_job(job_id: str, project: Project, database: DatabaseNow) -> str:
+    """Raises NotFoundError while an answer other than a stream is still possible."""
+
+    def look() -> None:
+        with database.read() as s:
+            store.get_job(s, project, job_id, Kind.FINE_TUNING)
+
+    await anyio.to_thread.run_sync(look)
+    return job_id
+
+
+@router.get("/events/stream", response_class=EventSourceResponse)
+async def stream_events(
+    job_id: Annotated[str, Depends(_existing_job)],
+    project: Project,
+    database: DatabaseNow,
+    settings: SettingsNow,
+    after_seq: Sequence = None,
+    last_event_id: Annotated[int | None, Header(ge=0, le=_LARGEST)] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Events from the first (or after Last-Event-ID) on, as they happen; `done` with the status ends the stream."""
+    seq = last_event_id if last_event_id is not None else after_seq or 0
+    while True:
+        events, phase = await anyio.to_thread.run_sync(_events_after, database, project, job_id, seq)
+        for event in events:
+            yield ServerSentEvent(id=str(event.seq), data=event)
+            seq = event.seq
+        if len(events) == _STREAM_BATCH:
+            continue
+        if phase in TERMINAL:
+            yield ServerSentEvent(event="done", data={"status": openai_status(phase)})
+            return
+        await anyio.sleep(settings.poll_seconds)
+
+
+def _events_after(database: Database, project: str, job_id: str, seq: int) -> tuple[list[FineTuningJobEvent], Phase]:
+    with database.read() as s:
+        # The phase first: the last event is committed with the terminal phase, so it cannot be missed.
+        phase = Phase(store.get_job(s, project, job_id).phase)
+        page = store.list_events(s, job_id, after_seq=seq, limit=_STREAM_BATCH, order="asc")
+        return [show_event(event) for event in page.rows], phase
+
+
+@router.get("/checkpoints")
+def list_checkpoints(
+    job_id: str, project: Project, database: DatabaseNow, after: After = None, limit: Limit = 10
+) -> ListPage[FineTuningCheckpoint]:
+    """Complete checkpoints that are kept, newest first."""
+    with database.read() as s:
+        store.get_job(s, project, job_id, Kind.FINE_TUNING)
+        page = store.list_checkpoints(s, job_id, after=after, limit=limit)
+        return ListPage.of([show_checkpoint(checkpoint) for checkpoint in page.rows], page.has_more)
+
+
+@router.get("/attempts")
+def list_attempts(job_id: str, project: Project, database: DatabaseNow) -> ListPage[JobAttempt]:
+    """Every run of the job, oldest first: worker, device, how it ended, from which step it resumed."""
+    with database.read() as s:
+        store.get_job(s, project, job_id, Kind.FINE_TUNING)
+        return ListPage.of([show_attempt(attempt) for attempt in store.list_attempts(s, job_id)], has_more=False)
+
+
+@router.get("/metrics")
+def job_metrics(
+    job_id: str,
+    project: Project,
+    database: DatabaseNow,
+    from_step: Step = 0,
+    to_step: Annotated[int | None, Query(ge=0, le=_LARGEST)] = None,
+) -> JobMetrics:
+    """Numbers of every logged step from from_step to to_step, both included."""
+    if to_step is not None and to_step < from_step:
+        raise InvalidRequestError(f"to_step: {to_step} is before from_step {from_step}", param="to_step")
+    with database.read() as s:
+        store.get_job(s, project, job_id, Kind.FINE_TUNING)
+        attempts = store.list_attempts(s, job_id)
+    return JobMetrics(job_id=job_id, data=merged_metrics(attempts, from_step, to_step))
+
+
+@router.get("/logs")
+def job_log(
+    job_id: str,
+    project: Project,
+    database: DatabaseNow,
+    tail_bytes: TailBytes = 16384,
+    attempt: AttemptNumber = None,
+) -> JobLog:
+    """The end of what the trainer printed; empty before anything ran."""
+    with database.read() as s:
+        store.get_job(s, project, job_id, Kind.FINE_TUNING)
+        attempts = store.list_attempts(s, job_id)
+    number, text = log_tail(attempts, attempt, tail_bytes)
+    return JobLog(job_id=job_id, attempt=number, text=text)

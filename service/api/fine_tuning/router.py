@@ -1,0 +1,100 @@
+"""/v1/fine_tuning/jobs: create, retrieve, list, cancel. What a job leaves behind is in ``outputs``."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import APIRouter, BackgroundTasks, Request
+
+from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
+from service.api.fine_tuning.requests import CreateFineTuningJob
+from service.api.fine_tuning.resolve import resolve_job
+from service.api.fine_tuning.responses import FineTuningJob
+from service.api.fine_tuning.view import show_job
+from service.api.once import IdempotencyKey, RetryCount, submit_resolved
+from service.api.schemas import ListPage
+from service.errors import InvalidRequestError
+from service.jobs import store
+from service.jobs.phases import Kind
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+_METADATA_FILTER = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+
+
+@router.post("")
+def create_job(
+    body: CreateFineTuningJob,
+    project: Project,
+    database: DatabaseNow,
+    settings: SettingsNow,
+    registry: RegistryNow,
+    background: BackgroundTasks,
+    wake_up: WakeUp,
+    idempotency_key: IdempotencyKey = None,
+    x_stainless_retry_count: RetryCount = 0,
+) -> FineTuningJob:
+    """Queue a fine-tuning job. Nothing is queued unless everything in the request can be done."""
+    job = submit_resolved(
+        database,
+        project,
+        body,
+        lambda: resolve_job(database, project, body, settings, registry),
+        key=idempotency_key,
+        retry_count=x_stainless_retry_count,
+    )
+    background.add_task(wake_up)
+    with database.read() as s:
+        return show_job(s, job, settings)
+
+
+@router.get("")
+def list_jobs(
+    request: Request,
+    project: Project,
+    database: DatabaseNow,
+    settings: SettingsNow,
+    after: After = None,
+    limit: Limit = 20,
+) -> ListPage[FineTuningJob]:
+    """List jobs, newest first; metadata[key]=value filters, metadata=null lists those without any."""
+    metadata, without_metadata = metadata_filter(request)
+    with database.read() as s:
+        page = store.list_jobs(
+            s,
+            project,
+            Kind.FINE_TUNING,
+            after=after,
+            limit=limit,
+            metadata=metadata,
+            without_metadata=without_metadata,
+        )
+        return ListPage.of([show_job(s, job, settings) for job in page.rows], page.has_more)
+
+
+def metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
+    """The pairs to filter by, and whether only jobs without metadata are wanted."""
+    pairs: dict[str, str] = {}
+    without = False
+    for name, value in request.query_params.multi_items():
+        if match := _METADATA_FILTER.fullmatch(name):
+            pairs[match[1]] = value
+        elif name == "metadata":
+            if value != "null":
+                raise InvalidRequestError("metadata: use metadata[key]=value, or metadata=null", param="metadata")
+            without = True
+    return pairs, without
+
+
+@router.get("/{job_id}")
+def retrieve_job(job_id: str, project: Project, database: DatabaseNow, settings: SettingsNow) -> FineTuningJob:
+    """One job."""
+    with database.read() as s:
+        return show_job(s, store.get_job(s, project, job_id, Kind.FINE_TUNING), settings)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, project: Project, database: DatabaseNow, settings: SettingsNow) -> FineTuningJob:
+    """Cancel: a waiting job ends at once, a running one turns cancelling and ends within seconds."""
+    with database.write() as s:
+        return show_job(s, store.cancel(s, project, job_id, Kind.FINE_TUNING), settings)

@@ -1,0 +1,66 @@
+"""What the API reads from run directories: metrics over all attempts, the trainer's log, predictions.
+
+A run directory is written by one trainer while we read: every line that ends is whole, and nothing here locks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from service.errors import NotFoundError
+from service.jobs.tables import Attempt
+from vlm_dft.run_dir import RunDir
+
+
+def merged_metrics(attempts: Sequence[Attempt], from_step: int, to_step: int | None) -> list[dict[str, Any]]:
+    """One record per step, in order of steps, each with the numbers of the newest attempt that reached it.
+
+    A step that was redone after a crash appears once. Training and held-out numbers of a step share its record.
+    """
+    training: dict[int, dict[str, Any]] = {}
+    held_out: dict[int, dict[str, Any]] = {}
+    for attempt in sorted(attempts, key=lambda attempt: attempt.attempt):
+        for line in RunDir(Path(attempt.run_path)).read_metrics(from_step, to_step):
+            kind = held_out if "valid_nll" in line else training
+            kind[line["step"]] = {**line, "attempt": attempt.attempt}
+    return [{**held_out.get(step, {}), **training.get(step, {})} for step in sorted(training | held_out)]
+
+
+def log_tail(attempts: Sequence[Attempt], number: int | None, tail_bytes: int) -> tuple[int | None, str]:
+    """Number and log of one attempt, the newest by default; (None, "") when nothing has run yet."""
+    if number is None:
+        chosen = max(attempts, key=lambda attempt: attempt.attempt, default=None)
+        if chosen is None:
+            return None, ""
+    else:
+        chosen = next((attempt for attempt in attempts if attempt.attempt == number), None)
+        if chosen is None:
+            raise NotFoundError(f"there is no attempt {number}", param="attempt", code="attempt_not_found")
+    return chosen.attempt, RunDir(Path(chosen.run_path)).log_tail(tail_bytes)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A stretch of one benchmark's predictions.jsonl."""
+
+    items: list[dict[str, Any]]
+    has_more: bool
+
+
+def read_predictions(run: RunDir, role: str, benchmark: str, start: int, limit: int) -> Predictions:
+    """Lines start .. start + limit of the predictions of one model role on one benchmark; empty before there are any.
+
+    A last line without its newline is still being written, and left for later.
+    """
+    path = run.evaluation_path(role, benchmark) / "predictions.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = [line for line in islice(file, start, start + limit + 1) if line.endswith("\n")]
+    except FileNotFoundError:
+        return Predictions([], has_more=False)
+    return Predictions([json.loads(line) for line in lines[:limit]], has_more=len(lines) > limit)
