@@ -1,1 +1,34 @@
-"""Benchmarks: loaders, generation, rule-based scoring, score records."""
+"""Scores on MathVerse, MathVision and We-Math, by generation and rules. Torch is imported by ``evaluate`` alone.
+
+items, sources            what an item is; benchmark files as records
+mathverse, mathvision, wemath (+ _dimensions, _areas), benchmarks
+                          one benchmark each: how it is read, graded and summed up
+answers, options, equality, arithmetic, latex
+                          where the answer stands, and whether it is right; no eval, no judge
+grading                   from grades to a number with its standard error
+generation, runner        the model's side
+predictions               every answer on disk, resumable
+comparison, report        which scores may be compared, and their table
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlm_dft.evaluation.comparison import comparable
+
+if TYPE_CHECKING:
+    from vlm_dft.config import EvalConfig
+    from vlm_dft.results import Score
+    from vlm_dft.run_dir import RunDir
+
+__all__ = ["comparable", "evaluate"]
+
+
+def evaluate(
+    config: EvalConfig, run: RunDir, *, tuned: str, base: str | None, base_revision: str | None = None
+) -> tuple[Score, ...]:
+    """See ``vlm_dft.evaluation.runner.evaluate``."""
+    from vlm_dft.evaluation import runner
+
+    return runner.evaluate(config, run, tuned=tuned, base=base, base_revision=base_revision)

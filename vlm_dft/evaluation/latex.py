@@ -62,7 +62,7 @@ class LatexProcess:
         """Parse both; symbolic: compare them as expressions too. Raises EvaluationError when the parser is missing."""
         if not (_plausible(first) and _plausible(second)):
             return NOT_COMPARED
-        child = self._started()
+        child = self.start()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -77,7 +77,8 @@ class LatexProcess:
             return NOT_COMPARED
         return Comparison(*json.loads(answer))
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
+        """The running child, started if need be. Raises EvaluationError when it cannot run at all."""
         if self._child is None:
             if find_spec("latex2sympy2_extended") is None:
                 raise EvaluationError(

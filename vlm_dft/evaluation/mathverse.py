@@ -22,7 +22,7 @@ from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.options import LETTERS, infer_option
 from vlm_dft.evaluation.sources import Record, Source, open_source
 
-NAMES = ("MathVerse_MINI.tsv", "testmini.json")
+NAMES: tuple[str, ...] = ("MathVerse_MINI.tsv", "testmini.json")
 VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")
 PUBLISHED_PROBLEMS = 788
 TEXT_ONLY = "Text Only"

@@ -19,7 +19,7 @@ from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.options import LETTERS, infer_option
 from vlm_dft.evaluation.sources import Record, Source, open_source
 
-NAMES = ("MathVision.tsv", "MathVision_MINI.tsv", "test.jsonl", "testmini.jsonl")
+NAMES: tuple[str, ...] = ("MathVision.tsv", "MathVision_MINI.tsv", "test.jsonl", "testmini.jsonl")
 PUBLISHED_SIZES = (3040, 304)
 """test and testmini."""
 MAX_SHORT_ANSWER_CHARACTERS = 60

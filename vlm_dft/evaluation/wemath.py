@@ -23,7 +23,7 @@ from vlm_dft.evaluation.options import infer_option
 from vlm_dft.evaluation.sources import Record, Source, open_source
 from vlm_dft.evaluation.wemath_dimensions import summarize_groups
 
-NAMES = ("WeMath.tsv", "testmini.json")
+NAMES: tuple[str, ...] = ("WeMath.tsv", "testmini.json")
 PUBLISHED_GROUPS = 525
 PUBLISHED_ROWS = 1740
 LETTERS = "ABCDEFGH"

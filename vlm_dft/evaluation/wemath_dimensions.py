@@ -75,12 +75,11 @@ def summarize_groups(benchmark: Benchmark, grades: Mapping[str, Grade]) -> tuple
 
 def four_dimensions(groups: Sequence[Group], *, strict: bool) -> Rates:
     """One entry: score, the shares IK, IG, CM, RM and their counts. RM is absent when no problem was solved."""
-    counts = Counter(group.dimension(strict=strict) for group in groups)
+    counts: Counter[Dimension] = Counter(group.dimension(strict=strict) for group in groups)
     n = len(groups)
     rates = {"score": sum(VALUES[dimension] * count for dimension, count in counts.items()) / n, "n": float(n)}
-    shares: tuple[Dimension, ...] = ("IK", "IG", "CM")
-    for dimension in shares:
-        rates |= {str(dimension): counts[dimension] / n, f"n_{dimension}": float(counts[dimension])}
+    for dimension in ("IK", "IG", "CM"):
+        rates |= {dimension: counts[dimension] / n, f"n_{dimension}": float(counts[dimension])}
     if solved := counts["CM"] + counts["RM"]:
         rates["RM"] = counts["RM"] / solved
     return {"strict" if strict else "loose": {**rates, "n_RM": float(counts["RM"])}}
