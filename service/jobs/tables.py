@@ -65,7 +65,7 @@ class Job(Base):
     __table_args__ = (
         # Partial: neither the claim nor the reaper ever looks at finished jobs, however many there are.
         Index("ix_jobs_waiting", "queue", "priority", "phase", "project", "queued_at", "id", **_where(WAITING_SQL)),
-        Index("ix_jobs_leased", "lease_until", "project", **_where("lease_until IS NOT NULL")),
+        Index("ix_jobs_leased", "queue", "project", "lease_until", **_where("lease_until IS NOT NULL")),
         Index("ix_jobs_listing", "project", "kind", "created_at", "id"),
         Index("ix_jobs_training_file", "training_file"),
         Index("ix_jobs_validation_file", "validation_file"),

@@ -94,7 +94,7 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs") as batch_op:
         batch_op.create_index(
             "ix_jobs_leased",
-            ["lease_until", "project"],
+            ["queue", "project", "lease_until"],
             unique=False,
             sqlite_where=sa.text("lease_until IS NOT NULL"),
             postgresql_where=sa.text("lease_until IS NOT NULL"),
