@@ -28,8 +28,8 @@ def new_job(project: str = "default", kind: Kind = Kind.FINE_TUNING, **fields: A
     else:
         benchmark = {"name": "mathverse", "kind": "mathverse", "path": "/data/mathverse.tsv"}
         config = RunConfig(run_id="", evaluation=EvalConfig.model_validate({"model": "/m", "benchmarks": [benchmark]}))
-    defaults: dict[str, Any] = {"model": "tiny", "root": "tiny", "request": {"model": "tiny"}}
-    return NewJob(project=project, kind=kind, config=config, runs_dir=RUNS, **(defaults | fields))
+    defaults: dict[str, Any] = {"model": "tiny", "root": "tiny", "request": {"model": "tiny"}, "runs_dir": RUNS}
+    return NewJob(project=project, kind=kind, config=config, **(defaults | fields))
 
 
 def new_file(s: Session, project: str = "default", **fields: Any) -> File:

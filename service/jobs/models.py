@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,6 +19,7 @@ from service.errors import InvalidRequestError, InvalidStateError, NotFoundError
 from service.jobs.database import now
 from service.jobs.tables import Checkpoint, Job, Model
 from service.settings import Settings
+from vlm_dft.data.tokens import tokenizer_sha256
 
 Source = Literal["base", "hub", "tuned", "checkpoint"]
 VISION_MODEL_TYPES: Final = frozenset({"qwen2_5_vl"})
@@ -128,8 +128,7 @@ class ModelRegistry:
                 tokenizer_sha256=None,
             )
         directory = self._directory_of(s, project, entry)
-        config = _config_path(directory)
-        if config is None:
+        if _config_path(directory) is None:
             message = f"{param}: the files of {name!r} are gone from {directory}: choose another model"
             raise InvalidRequestError(message, param=param, code="model_not_found")
         return ResolvedModel(
@@ -138,7 +137,7 @@ class ModelRegistry:
             revision=None,
             root=entry.root,
             is_vision=_is_vision(directory),
-            tokenizer_sha256=_tokenizer_sha256(directory, config.stat().st_mtime_ns),
+            tokenizer_sha256=tokenizer_sha256(directory),
         )
 
     def delete(self, s: Session, project: str, name: str) -> Path:
@@ -217,10 +216,3 @@ def _is_vision(directory: Path) -> bool:
         message = f"{path} cannot be used ({type(error).__name__}: {error}): replace the model's files"
         raise InvalidRequestError(message, param="model", code="unsupported_model") from None
     return "-vl-" in alias(base) if base in HUB_MODELS else _is_vision(Path(base))
-
-
-@lru_cache(maxsize=256)
-def _tokenizer_sha256(directory: Path, _changed_ns: int) -> str:
-    from vlm_dft.data.tokens import tokenizer_sha256
-
-    return tokenizer_sha256(directory)
