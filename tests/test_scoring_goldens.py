@@ -153,7 +153,7 @@ def test_wemath_equals_vlmevalkit_after_undoing_its_525(shared_data: Path, case:
 def test_wemath_grades_differ_from_exact_matching_only_where_the_model_marked_its_answer(
     shared_data: Path, latex: LatexProcess
 ) -> None:
-    """Exact matching takes \\boxed{B} for no answer; ours takes it for B. Every unmarked response is graded the same."""
+    """Exact matching takes \\boxed{B} for no answer, ours takes it for B; unmarked responses are graded the same."""
     differing = set()
     for case in golden(shared_data, "wemath"):
         benchmark, exact = wemath_case(case["rows"])

@@ -22,7 +22,7 @@ Rule = Literal["answer_tag", "boxed", "benchmark", "phrase", "none"]
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 _THINK_END = "</think>"
 _THINK_START = "<think>"
-_BOXED = re.compile(r"\\f?boxed\s{0,3}\{")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
 _BRACE = re.compile(r"[{}]")
 _PHRASE = re.compile(r"\banswer\s{0,3}(?:is|:|=)\s{0,3}:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|\n")

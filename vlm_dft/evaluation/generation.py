@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import vlm_dft.torchvision_shim  # noqa: F401
 
@@ -95,9 +95,10 @@ class Generator:
             eos_token_id=self.end_token_ids,
             pad_token_id=self.loaded.pad_token_id,
         )
+        model: Any = base_of(self.loaded.model)  # PreTrainedModel's stub does not know generate
         try:
             with torch.inference_mode():
-                output_BT = base_of(self.loaded.model).generate(
+                output_BT = model.generate(
                     **inputs, generation_config=config, logits_processor=self._processors(samples)
                 )
         except torch.OutOfMemoryError:

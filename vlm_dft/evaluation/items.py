@@ -61,8 +61,9 @@ class Picture:
                 raise self._error(f"the image is damaged ({error}): fetch the benchmark again") from None
 
     def _opened(self) -> Image.Image:
+        data = self.encoded()
         try:
-            image = Image.open(io.BytesIO(self.encoded()))
+            image = Image.open(io.BytesIO(data))
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
             raise self._error("not an image that Pillow reads, or an absurdly large one") from None
         width, height = image.size
