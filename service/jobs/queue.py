@@ -24,6 +24,7 @@ WAKE: Final = "vlm_dft.wake"
 PUBLISH_SECONDS: Final = 1.0
 """How long a publish may wait for the broker; the janitor tries again."""
 FLUSH_ROWS: Final = 200
+FILESYSTEM: Final = "filesystem://"
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def create_celery(settings: Settings) -> Celery:
     """A Celery application on the settings' broker."""
     celery = Celery("vlm_dft")
     celery.conf.update(
-        broker_url=settings.broker_url or "filesystem://",
+        broker_url=settings.broker_url or FILESYSTEM,
         broker_transport_options=_transport_options(settings),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # the default gives up after 100
@@ -100,16 +101,18 @@ def publish(queue: Queue | str, celery: Celery = app) -> bool:
 
 def publish_many(queues: list[Queue | str], celery: Celery = app) -> int:
     """Send wake-ups over one connection until one fails; returns how many were sent."""
-    sent = 0
     options = dict(celery.conf.broker_transport_options)
-    if celery.conf.broker_url != "filesystem://":
+    if celery.conf.broker_url != FILESYSTEM:
         options |= {"socket_connect_timeout": PUBLISH_SECONDS, "socket_timeout": PUBLISH_SECONDS, "max_retries": 0}
+    connection = celery.connection_for_write(transport_options=options, connect_timeout=PUBLISH_SECONDS)
+    sent = 0
     try:
-        with celery.connection_for_write(transport_options=options, connect_timeout=PUBLISH_SECONDS) as connection:
+        with connection:
             for queue in queues:
                 celery.send_task(WAKE, queue=str(queue), connection=connection, retry=False, ignore_result=True)
                 sent += 1
-    except (OperationalError, OSError) as error:
+    # Down, silent, full, or asking for another password: what the transport calls its errors.
+    except (OSError, OperationalError, *connection.connection_errors, *connection.channel_errors) as error:
         log.warning("the broker took %d of %d wake-ups; the janitor will try again: %s", sent, len(queues), error)
     return sent
 
