@@ -8,6 +8,7 @@ Knows nothing about models or losses.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -118,6 +119,11 @@ def _report_overlong(path: Path, overlong: list[str], config: TrainConfig) -> No
     log.warning("left out: %s", found)
 
 
+def derived_seed(*parts: int) -> int:
+    """One seed of 32 bits from several numbers: torch's CPU generator ignores all higher bits."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4])
+
+
 class Plan:
     """Step number -> indices of its global batch. Steps are counted from 0."""
 
@@ -148,7 +154,7 @@ class Plan:
         if self.seed is None:
             return list(range(len(self.indices)))
         if self._shuffled[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed + (epoch << 32))
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
             self._shuffled = (epoch, torch.randperm(len(self.indices), generator=generator).tolist())
         return self._shuffled[1]
 

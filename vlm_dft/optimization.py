@@ -22,10 +22,10 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from vlm_dft import objectives
-from vlm_dft.batches import MicroBatch
+from vlm_dft.batches import MicroBatch, derived_seed
 from vlm_dft.config import TrainConfig
 from vlm_dft.errors import NanLossError, OutOfMemoryError
 from vlm_dft.head import STATISTICS, LossSums, objective_loss
@@ -59,7 +59,7 @@ class Optimization:
         _cast(loaded)
         set_use_cache(loaded.model, False)
         if config.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _checkpoint_activations(base_of(loaded.model))
         self.parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(_groups(self.parameters, config), lr=config.learning_rate, fused=True)
         self._scheduler = get_scheduler(
@@ -80,10 +80,10 @@ class Optimization:
     def step(self, number: int, micro_batches: Sequence[MicroBatch]) -> StepOutcome:
         """One update from this rank's share of the global batch.
 
-        Raises NanLossError naming step and rows, before the weights are touched; OutOfMemoryError saying what would fit.
+        Raises NanLossError naming step and rows, before weights are touched; OutOfMemoryError saying what would fit.
         """
         # The random state of a step is a function of seed and step: a resumed run draws what an uninterrupted one does.
-        torch.manual_seed((self._config.seed << 32) + number * self._ranks.count + self._ranks.rank)
+        torch.manual_seed(derived_seed(self._config.seed, number, self._ranks.rank))
         self._loaded.model.train()
         try:
             counts = self.gradients(micro_batches, number)
@@ -187,6 +187,12 @@ class Optimization:
             remedies.append("adapter lora")
         remedies.append("a smaller pixels.max_pixels or max_length_tokens")
         return "; ".join(parts) + ". Try " + ", or ".join(remedies)
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # transformers renamed it after 5.17.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _cast(loaded: LoadedModel) -> None:
