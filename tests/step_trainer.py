@@ -1,8 +1,8 @@
 """A small trainer that keeps the run directory's contract: for tests of what supervises it.
 
 Started through settings.trainer_python as `-m vlm_dft RUN_DIR` would be. The job's dataset names a JSON plan:
-{"step_seconds": 0.1, "crash": {"1": 3}, "stubborn": false, "unsupervised": false}: attempt 1 exits at step 3; a stubborn
-one ignores SIGTERM; an unsupervised one neither follows its lease nor its parent (the control of the chaos tests).
+{"step_seconds": 0.1, "crash": {"1": 3}, "stubborn": false, "unsupervised": false}: attempt 1 exits at step 3; a
+stubborn one ignores SIGTERM; an unsupervised one neither follows its lease nor its parent (the control of the tests).
 Each step is journalled with attempt and process id, so that overlapping executions show.
 """
 
@@ -22,15 +22,8 @@ from vlm_dft.watchdog import die_with_parent, follow_lease
 
 def journal(run: RunDir, step: int, what: str = "step") -> None:
     attempt = int(run.path.name.removeprefix("attempt-"))
-    line = json.dumps(
-        {
-            "attempt": attempt,
-            "pid": os.getpid(),
-            "step": step,
-            "what": what,
-            "time": time.clock_gettime(time.CLOCK_MONOTONIC),
-        }
-    )
+    facts = {"attempt": attempt, "pid": os.getpid(), "step": step, "what": what, "time": time.monotonic()}
+    line = json.dumps(facts)
     descriptor = os.open(run.path.parent / "journal.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, line.encode() + b"\n")
     os.close(descriptor)

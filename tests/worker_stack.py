@@ -55,6 +55,7 @@ class Stack:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        settings.data.mkdir(parents=True, exist_ok=True)
         self.database: Database = open_database(settings)
         self.database.upgrade()
         queue.prepare_broker(settings)

@@ -33,6 +33,9 @@ from worker.supervise import Attempt, StopFlag
 __all__ = ["app"]
 log = structlog.get_logger(__name__)
 _presence: list[Presence] = []
+# How long Celery waits for the result of a pool child that died, taking no other message meanwhile (default 10 s). No
+# result is wanted: the job's row says what became of it.
+app.conf.worker_lost_wait = 1.0
 
 
 @app.task(name=WAKE, bind=True)

@@ -26,7 +26,7 @@ class Gpu:
     uuid: str
     """What CUDA_VISIBLE_DEVICES takes, whatever order CUDA counts in."""
     name: str
-    memory_gib: float
+    memory_total_gib: float
     memory_used_gib: float
     utilisation_percent: int | None
     temperature_celsius: int | None
@@ -63,8 +63,8 @@ def _gpu(index: int) -> Gpu:
         index=index,
         uuid=pynvml.nvmlDeviceGetUUID(device),
         name=pynvml.nvmlDeviceGetName(device),
-        memory_gib=round(memory.total / _GIB, 2),
-        memory_used_gib=round(memory.used / _GIB, 2),
+        memory_total_gib=round(int(memory.total) / _GIB, 2),
+        memory_used_gib=round(int(memory.used) / _GIB, 2),
         utilisation_percent=_optional(lambda: pynvml.nvmlDeviceGetUtilizationRates(device).gpu),
         temperature_celsius=_optional(
             lambda: pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -61,6 +61,15 @@ def newest_checkpoint(claim: store.Claim) -> Checkpoint | None:
     return max(found, key=lambda checkpoint: checkpoint.step, default=None)
 
 
+def earlier_metrics(claim: store.Claim, to_step: int) -> list[dict[str, Any]]:
+    """Metrics lines of earlier attempts up to the step that is resumed from, by step.
+
+    Their supervisor may have been gone while the trainer still worked; what was told before is not told again.
+    """
+    runs = [RunDir(path) for path in reversed(claim.previous_run_paths)]
+    return sorted((line for run in runs for line in run.read_metrics(to_step=to_step)), key=lambda line: line["step"])
+
+
 class Attempt:
     """Supervises one attempt; see ``run``."""
 
@@ -80,6 +89,7 @@ class Attempt:
         self._stopping: _Stopping | None = None
         self._is_lost = False
         self._resume_step: int | None = None
+        self._untold: list[dict[str, Any]] = []
         self._is_resume_noted = False
 
     def run(self) -> Outcome:
@@ -123,6 +133,7 @@ class Attempt:
             return config
         log.info("resuming", step=checkpoint.step, checkpoint=str(checkpoint.path))
         self._resume_step = checkpoint.step
+        self._untold = earlier_metrics(self._claim, checkpoint.step)
         train = config.train.model_copy(update={"resume_from": checkpoint.path})
         return config.model_copy(update={"train": train})
 
@@ -176,9 +187,12 @@ class Attempt:
             self._ask_to_stop(process, "cancel", self._settings.cancel_seconds)
 
     def _note_resume(self, session: Session) -> None:
-        """The claim took the step from the rows; the disk may have told of a later or an earlier one."""
-        if not self._is_resume_noted and self._resume_step != self._claim.resume_step:
+        """Once: the step to resume from as the disk, not the rows, has it, and what was never told of the way there."""
+        if self._is_resume_noted:
+            return
+        if self._resume_step != self._claim.resume_step:
             store.note_resume(session, self._claim, self._resume_step)
+        store.record_metrics(session, self._claim, self._untold)
 
     def _renew_ranks(self) -> None:
         self._renewals += 1
