@@ -137,6 +137,8 @@ def test_export_holds_the_files_that_other_programs_look_for(tiny_vlm: Path, tmp
         "tokenizer_config.json",
     }
     assert record.adapter is None
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
+        assert (record.path / name).read_bytes() == (tiny_vlm / name).read_bytes()
     preprocessor = json.loads((record.path / "preprocessor_config.json").read_text())
     assert (preprocessor["patch_size"], preprocessor["merge_size"]) == (14, 2)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in record.path.iterdir()}

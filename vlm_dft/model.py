@@ -8,6 +8,7 @@ Knows nothing about data, objectives or optimizers.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from vlm_dft.config import FreezeConfig, FullConfig, LoraConfig
 from vlm_dft.data.canonical import Message, Row, TextPart
 from vlm_dft.data.template import ChatTemplate
 from vlm_dft.errors import ConfigError, ModelError, OutOfMemoryError
-from vlm_dft.model_files import ADAPTER_CONFIG, ARCHITECTURES, ModelFiles, adapter_base, inspect, locate
+from vlm_dft.model_files import ADAPTER_CONFIG, ARCHITECTURES, ModelFiles, adapter_base, inspect, locate, read_json
 
 Processor = Qwen2_5_VLProcessor | PreTrainedTokenizerBase
 Precision = Literal["auto", "bf16", "fp32"]
@@ -288,3 +289,7 @@ def save_processor(processor: Processor, directory: Path) -> None:
     processor.save_pretrained(directory)
     if isinstance(processor, Qwen2_5_VLProcessor):
         processor.image_processor.save_pretrained(directory)
+    # How this process loaded the tokenizer is not part of the tokenizer, though transformers writes it down.
+    path = directory / "tokenizer_config.json"
+    config = {key: value for key, value in read_json(path).items() if key not in ("is_local", "local_files_only")}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_dft.errors import ModelError
+from vlm_dft.errors import DiskFullError, ModelError
+from vlm_dft.run_dir import disk_errors
 
 ARCHITECTURES = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
@@ -40,7 +41,7 @@ class ModelFiles:
 
 
 def locate(source: str, revision: str | None = None) -> Path:
-    """Directory of source: itself, or a hub id's files at a pinned revision. Raises ModelError."""
+    """Directory of source: itself, or a hub id's files at a pinned revision. Raises ModelError, DiskFullError."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -52,13 +53,16 @@ def locate(source: str, revision: str | None = None) -> Path:
             "two runs: give the commit",
             param="revision",
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    import httpx
+    from huggingface_hub import constants, snapshot_download
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = str(error).split("\n")[0]
+        with disk_errors(Path(constants.HF_HUB_CACHE)):
+            return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
+    except DiskFullError:
+        raise
+    except (OSError, ValueError, httpx.HTTPError) as error:  # no such id or revision, no network, offline mode
+        reason = str(error).strip().split("\n")[0]
         raise ModelError(f"model {source!r} at {revision!r} cannot be fetched: {reason}", param="model") from None
 
 
