@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 
 from service.api import expiry
 from service.api.authentication import Authentication
-from service.api.context import RequestContext
+from service.api.context import VERSION, RequestContext
 from service.api.errors import ErrorBody, install_error_rendering
 from service.api.evaluations import router as evaluations
 from service.api.files import router as files
@@ -38,7 +38,6 @@ from service.jobs.database import open_database
 from service.jobs.models import ModelRegistry
 from service.jobs.queue import create_celery, flush_outbox, prepare_broker
 from service.settings import Settings, get_settings
-from vlm_dft import __version__
 
 log = structlog.get_logger("service.api")
 
@@ -58,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     celery = create_celery(settings)
     app = FastAPI(
         title="vlm-dft",
-        version=__version__,
+        version=VERSION,
         description="OpenAI-compatible fine-tuning of Qwen2.5-VL and text models, with DFT.",
         docs_url=None,  # their pages load scripts from other hosts
         redoc_url=None,

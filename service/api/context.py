@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from importlib.metadata import version
 from urllib.parse import unquote_to_bytes
 
 import anyio
@@ -18,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import render
 from service.errors import InvalidRequestError, ServiceError
-from vlm_dft import __version__
 
 log = structlog.get_logger("service.api")
 
+VERSION = version("vlm-dft")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _QUIET_PATHS = frozenset({"/healthz", "/readyz"})
 _DRAIN_BYTES = 16 * 2**20
@@ -96,7 +97,7 @@ class RequestContext:
                 status = message["status"]
                 outgoing = MutableHeaders(scope=message)
                 outgoing["x-request-id"] = request_id
-                outgoing["x-vlm-dft-version"] = __version__
+                outgoing["x-vlm-dft-version"] = VERSION
             await send(message)
 
         structlog.contextvars.clear_contextvars()

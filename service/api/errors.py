@@ -26,6 +26,7 @@ from vlm_dft.errors import DiskFullError, VlmDftError
 Model = TypeVar("Model", bound=BaseModel)
 
 _MAX_SHOWN_CHARACTERS = 80
+_ABSENT: Any = object()
 
 
 class ErrorObject(BaseModel):
@@ -129,22 +130,23 @@ def dotted(location: Sequence[str | int], kind: str, body: Any) -> str:
     if location[0] != "body":
         return ".".join(str(part) for part in location[1:])
     kept: list[str] = []
-    value = body
+    value: Any = body
     for index, part in enumerate(location[1:], start=2):
-        if (isinstance(value, dict) and part in value) or (
-            isinstance(value, list) and isinstance(part, int) and part < len(value)
-        ):
-            value = value[part]
+        inner = _inside(value, part)
+        if inner is not _ABSENT:
+            value = inner
         elif not (kind == "missing" and index == len(location)):
             continue
         kept.append(str(part))
     return ".".join(kept)
 
 
-def _holds(value: Any, part: str | int) -> bool:
-    if isinstance(value, list):
-        return isinstance(part, int) and part < len(value)
-    return isinstance(value, dict) and part in value
+def _inside(value: Any, part: str | int) -> Any:
+    if isinstance(value, dict):
+        return value.get(part, _ABSENT)
+    if isinstance(value, list) and isinstance(part, int) and part < len(value):
+        return value[part]
+    return _ABSENT
 
 
 def _shown(value: Any, kind: str) -> str:

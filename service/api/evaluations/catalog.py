@@ -58,11 +58,9 @@ def resolve_benchmarks(
         name = choice.name if choice.name in available else by_lower_case.get(choice.name.lower())
         if name is None:
             known = f"available are: {', '.join(available)}" if available else "none is available"
-            raise InvalidRequestError(
-                f"there is no benchmark {choice.name!r}; {known} (put its TSV or directory into {directory})",
-                param=f"{param}.{index}.name",
-                code="benchmark_not_found",
-            )
+            place = f"{param}.{index}.name"
+            message = f"{place}: there is no benchmark {choice.name!r}; {known} (its files go into {directory})"
+            raise InvalidRequestError(message, param=place, code="benchmark_not_found")
         kind, path = available[name]
         resolved.append(BenchmarkConfig(name=name, kind=kind, path=path, limit=choice.limit or limit))
     return tuple(resolved)

@@ -140,7 +140,7 @@ class CreateFineTuningJob(RequestModel):
     """Must be empty: no integration is available on this server."""
     method: Method | None = None
     """Not given: supervised, objective nll, all defaults."""
-    hyperparameters: OpenAIHyperparameters | None = Field(default=None, deprecated=True)
+    hyperparameters: OpenAIHyperparameters | None = Field(default=None, json_schema_extra={"deprecated": True})
     """Use method.supervised.hyperparameters."""
     evaluation: EvaluationPlan | None = None
     """Benchmarks to score after the training."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.api.fine_tuning.requests import BASE_LEARNING_RATE, PRIORITIES
+from service.api.fine_tuning.requests import BASE_LEARNING_RATE, PRIORITIES, Priority
 from service.api.fine_tuning.responses import (
     FineTuningCheckpoint,
     FineTuningJob,
@@ -28,7 +28,7 @@ from service.jobs.tables import Attempt, Checkpoint, Job, JobEvent
 from service.settings import Settings
 from vlm_dft.config import Hyperparameters
 
-_PRIORITY_NAMES = {value: name for name, value in PRIORITIES.items()}
+_PRIORITY_NAMES: dict[int, Priority] = {value: name for name, value in PRIORITIES.items()}
 _OPENAI_CHECKPOINT_METRICS = {
     "train_loss": "nll",
     "train_mean_token_accuracy": "token_accuracy",
