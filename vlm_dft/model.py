@@ -79,7 +79,10 @@ class LoadedModel:
         """The token with which the chat template closes an assistant turn."""
         turns = [Message(role=role, content=(TextPart(text="a"),)) for role in ("user", "assistant")]
         rendered = ChatTemplate.of(self.processor).render(Row(id="probe", messages=tuple(turns)))
-        return max(zip(rendered.supervised, range(len(rendered.input_ids)), rendered.input_ids, strict=True))[2]
+        supervised = [
+            token for token, is_label in zip(rendered.input_ids, rendered.supervised, strict=True) if is_label
+        ]
+        return supervised[-1]
 
     @property
     def image_token_id(self) -> int | None:
