@@ -55,12 +55,13 @@ class Generator:
 
         Raises BenchmarkError for a picture that cannot be decoded, OutOfMemoryError, EvaluationError.
         """
-        encoded = [self._encoded(item) for item in items]
+        encoded = [self.encoded(item) for item in items]
         asked = [sample for sample in encoded if isinstance(sample, Sample)]
         answered = iter(self._generated(asked) if asked else [])
         return [entry if isinstance(entry, Generated) else next(answered) for entry in encoded]
 
-    def _encoded(self, item: Item) -> Sample | Generated:
+    def encoded(self, item: Item) -> Sample | Generated:
+        """The item's prompt as tensors, or the answer that says why it cannot be asked."""
         image = item.picture.decoded() if item.picture else None
         parts: list[ImagePart | TextPart] = []
         if image is not None:
