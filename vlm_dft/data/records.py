@@ -77,24 +77,25 @@ def _refuse_other_files(start: bytes, name: str) -> None:
 
 
 def _lines(file: BinaryIO, name: str, max_row_bytes: int) -> Iterator[Record]:
-    number, good = 0, False
+    number, started = 0, False
     while line := file.readline(max_row_bytes + 1):
         number += 1
         size = len(line)
         if size > max_row_bytes:
             size += _skip_line(file, line)
+            started = True
             reason = f"the row has {size} bytes; at most {max_row_bytes} are allowed"
             yield Record(number, RowError("", "row_too_large", reason), max_row_bytes, file.tell())
             continue
         if not line.strip():
             continue
         value = _parse(line)
-        if not good and isinstance(value, RowError) and not line.lstrip().startswith(b"{"):
+        if not started and isinstance(value, RowError) and not line.lstrip().startswith(b"{"):
             reason = f"one JSON object per line is expected, but the file starts with {shown(line[:40])}"
             raise FileError(name, "not_json", reason, line=number)
-        good = True
+        started = True
         yield Record(number, value, size, file.tell())
-    if not number:
+    if not started:
         raise FileError(name, "empty_file", "the file holds no rows")
 
 

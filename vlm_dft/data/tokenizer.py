@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_dft.data.template import ChatTemplate
-from vlm_dft.data.tokens import chat_template, read_json
+from vlm_dft.data.tokens import chat_template, read_json, tokenizer_sha256
 from vlm_dft.errors import ModelError
 
 VISION_MODELS = frozenset({"qwen2_5_vl"})
@@ -20,6 +20,7 @@ def load_template(model_dir: str) -> ChatTemplate:
     from transformers import AutoTokenizer
 
     path = Path(model_dir)
+    tokenizer_sha256(path)  # without a vocabulary transformers would make an empty tokenizer
     vision = read_json(path / "config.json").get("model_type") in VISION_MODELS
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)

@@ -1,0 +1,89 @@
+"""Validation as the worker runs it, in a process of its own: without torch, within its memory, saying how far it is."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+from data_samples import data_uri, image_part, jsonl, openai_row, picture, validated
+from throwaway import run_python
+
+from vlm_dft.config import RunConfig, ValidationConfig
+from vlm_dft.data import validation
+from vlm_dft.data.process import memory_limit
+from vlm_dft.results import Progress
+from vlm_dft.run_dir import RunDir
+
+SCRIPT = """
+import re, sys
+from pathlib import Path
+from vlm_dft.data.process import keep_torch_out
+keep_torch_out()
+from vlm_dft.data.validation import validate
+from vlm_dft.run_dir import RunDir
+run = RunDir(Path(sys.argv[1]))
+report = validate(run.read_config().validation, run)
+assert not sys.modules.get("torch")
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(report.valid, [p.code for p in report.problems], int(peak[1]) // 1024)
+"""
+
+
+def in_process(tmp_path: Path, data: bytes, **options) -> tuple[str, int]:
+    """(what was found, peak MiB) of a validation in a process of its own."""
+    (tmp_path / "upload").write_bytes(data)
+    run = RunDir(tmp_path / "run")
+    config = ValidationConfig(source=tmp_path / "upload", filename="rows.jsonl", **options)
+    run.create(RunConfig(run_id="file-1", validation=config))
+    done = run_python("-W", "error", "-c", SCRIPT, str(run.path))
+    assert done.returncode == 0, done.stderr
+    found, _, peak = done.stdout.strip().rpartition(" ")
+    return found, int(peak)
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured on Linux only")
+
+
+def test_it_counts_tokens_without_torch(tmp_path: Path, tiny_vlm: Path) -> None:
+    row = openai_row([image_part(data_uri(picture()))], "A circle.")
+    assert in_process(tmp_path, jsonl(row), tokenizer=str(tiny_vlm))[0] == "1 []"
+
+
+def test_a_nine_kilobyte_bomb_costs_a_row_and_no_memory(tmp_path: Path) -> None:
+    bomb = openai_row([image_part(data_uri(picture(8600, 8600, mode="1", optimize=True)))], "Black.")
+    found, peak = in_process(tmp_path, jsonl(bomb, openai_row()))
+    assert found == "1 ['image_too_many_pixels']"
+    assert peak < 200
+
+
+def test_memory_is_limited_and_given_back() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with memory_limit(64 * 2**20), pytest.raises(MemoryError):
+        bytearray(256 * 2**20)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert len(bytearray(256 * 2**20)) == 256 * 2**20
+
+
+def test_a_picture_that_breaks_the_memory_limit_is_a_problem_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Allowed by its pixels, but the process has no room for it."""
+    monkeypatch.setattr(validation, "MEMORY_BYTES", 100 * 2**20)
+    monkeypatch.setattr(validation, "_WORKERS", 1)
+    large = openai_row([image_part(data_uri(picture(6300, 6300, mode="RGB", compress_level=9)))], "Black.")
+    found = validated(tmp_path, jsonl(large, openai_row()))
+    assert found.codes == ["image_needs_too_much_memory"]
+
+
+def test_progress_is_told_while_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Progress] = []
+    monkeypatch.setattr(validation, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(RunDir, "write_progress", lambda _, progress: told.append(progress))
+    validated(tmp_path, jsonl(*[openai_row()] * 20))
+    assert [progress.items_done for progress in told] == [0, *range(1, 21), 20]
+    assert {progress.items_total for progress in told[1:]} == {20}
+    remaining = told[-1].seconds_remaining
+    assert remaining == 0
+    assert all(progress.phase == "validating" for progress in told)
