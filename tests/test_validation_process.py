@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from data_samples import data_uri, image_part, jsonl, openai_row, picture, validated
-from throwaway import run_python
+from throwaway import run_python, wait_until
 
 from vlm_dft.config import RunConfig, ValidationConfig
 from vlm_dft.data import validation
@@ -19,13 +21,10 @@ from vlm_dft.run_dir import RunDir
 SCRIPT = """
 import re, sys
 from pathlib import Path
-from vlm_dft.data.process import keep_torch_out
-keep_torch_out()
 from vlm_dft.data.validation import validate
 from vlm_dft.run_dir import RunDir
 run = RunDir(Path(sys.argv[1]))
 report = validate(run.read_config().validation, run)
-assert not sys.modules.get("torch")
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
 print(report.valid, [p.code for p in report.problems], int(peak[1]) // 1024)
 """
@@ -33,10 +32,7 @@ print(report.valid, [p.code for p in report.problems], int(peak[1]) // 1024)
 
 def in_process(tmp_path: Path, data: bytes, **options) -> tuple[str, int]:
     """(what was found, peak MiB) of a validation in a process of its own."""
-    (tmp_path / "upload").write_bytes(data)
-    run = RunDir(tmp_path / "run")
-    config = ValidationConfig(source=tmp_path / "upload", filename="rows.jsonl", **options)
-    run.create(RunConfig(run_id="file-1", validation=config))
+    run = run_of(tmp_path, data, **options)
     done = run_python("-W", "error", "-c", SCRIPT, str(run.path))
     assert done.returncode == 0, done.stderr
     found, _, peak = done.stdout.strip().rpartition(" ")
@@ -46,9 +42,52 @@ def in_process(tmp_path: Path, data: bytes, **options) -> tuple[str, int]:
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured on Linux only")
 
 
+def run_of(tmp_path: Path, data: bytes, **options) -> RunDir:
+    (tmp_path / "upload").write_bytes(data)
+    run = RunDir(tmp_path / "run")
+    config = ValidationConfig(source=tmp_path / "upload", filename="rows.jsonl", **options)
+    run.create(RunConfig(run_id="file-1", validation=config))
+    return run
+
+
 def test_it_counts_tokens_without_torch(tmp_path: Path, tiny_vlm: Path) -> None:
     row = openai_row([image_part(data_uri(picture()))], "A circle.")
-    assert in_process(tmp_path, jsonl(row), tokenizer=str(tiny_vlm))[0] == "1 []"
+    run = run_of(tmp_path, jsonl(row), tokenizer=str(tiny_vlm))
+    done = run_python("-X", "importtime", "-m", "vlm_dft", str(run.path))
+    assert done.returncode == 0, done.stderr
+    result = run.read_result()
+    assert result is not None
+    assert result.validation is not None
+    assert (result.status, result.validation.valid) == ("succeeded", 1)
+    assert result.validation.tokens is not None
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "transformers" in imported
+    assert not imported & {"torch", "torchvision", "qwen_vl_utils"}
+
+
+def test_a_refused_file_ends_as_a_failed_run_with_its_report(tmp_path: Path) -> None:
+    run = run_of(tmp_path, jsonl(openai_row(), b"{broken"))
+    assert run_python("-m", "vlm_dft", str(run.path)).returncode == 1
+    result = run.read_result()
+    assert result is not None
+    assert result.error is not None
+    assert result.validation is not None
+    assert (result.error.code, result.error.category) == ("invalid_training_file", "user")
+    assert "line 2: the row is no JSON" in result.error.message
+    assert (result.validation.invalid, result.validation.dataset) == (1, None)
+
+
+def test_a_terminated_validation_leaves_no_half_dataset(tmp_path: Path) -> None:
+    run = run_of(tmp_path, jsonl(*[openai_row(f"{n}?", f"{n}.") for n in range(100_000)]))
+    process = subprocess.Popen([sys.executable, "-m", "vlm_dft", str(run.path)], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (run.read_progress() or Progress(phase="starting")).items_done, 30, "rows are read")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 75
+    finally:
+        process.kill()
+        process.wait()
+    assert sorted(entry.name for entry in run.path.iterdir()) == ["config.json", "progress.json", "result.json"]
 
 
 def test_a_nine_kilobyte_bomb_costs_a_row_and_no_memory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Limits of the process that opens what users sent. Torch-free.
+"""The process that opens what users sent: its memory, and what it may load. Torch-free.
 
 Covered: memory, so that a bomb that slips through a check ends as an error of its row. Not covered: time, which is the
 worker's matter.
@@ -36,10 +36,11 @@ def memory_limit(more_bytes: int) -> Iterator[None]:
 
 
 def keep_torch_out() -> None:
-    """Let transformers load without torch, for a process of its own that only counts tokens.
+    """Let transformers load without torch in `python -m vlm_dft`, where a validation is all that the process does.
 
-    transformers imports torch wherever it is installed, which costs seconds and gigabytes of address space. Call this
-    before the first import of either; afterwards neither can compute in this process.
+    transformers imports torch wherever it is installed, which costs seconds and gigabytes of address space. Elsewhere
+    this does nothing: whoever calls validate as a library may want torch later.
     """
-    if not {"torch", "transformers"} & sys.modules.keys():
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.name == "vlm_dft.__main__" and not {"torch", "transformers"} & sys.modules.keys():
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # how Python marks a module as absent

@@ -23,7 +23,7 @@ from vlm_dft.config import DatasetFormat, ValidationConfig
 from vlm_dft.data.canonical import MANIFEST_NAME, ROWS_NAME, Manifest, Row
 from vlm_dft.data.formats import detect
 from vlm_dft.data.problems import FileError, RowError, shown
-from vlm_dft.data.process import memory_limit
+from vlm_dft.data.process import keep_torch_out, memory_limit
 from vlm_dft.data.records import Record, count_lines, read_records
 from vlm_dft.data.rows import Prepared, RowReader, content_digest, count_tokens, keep_pictures
 from vlm_dft.data.source import Source, open_source
@@ -43,6 +43,7 @@ _PROGRESS_SECONDS = 1.0
 
 def validate(config: ValidationConfig, run: RunDir) -> ValidationReport:
     """Validate config.source into run's dataset directory. Raises ModelError for the tokenizer, DiskFullError."""
+    keep_torch_out()
     template = load_template(config.tokenizer) if config.tokenizer else None
     run.write_progress(Progress(phase="validating", items_done=0))
     try:
@@ -121,8 +122,8 @@ class _Validation:
         first, records = _peek(records)
         chosen = self._format(first)
         reader = RowReader(self.config, self.source, chosen)
-        with (self.target / ROWS_NAME).open("w", encoding="utf-8") as rows, ThreadPoolExecutor(_WORKERS) as pool:
-            for record, outcome in _in_order(pool, reader, records):
+        with (self.target / ROWS_NAME).open("w", encoding="utf-8") as rows:
+            for record, outcome in _in_order(reader, records):
                 self._take(record, outcome, rows)
         counts = self.counts
         invalid = counts.rows - counts.valid
@@ -259,21 +260,23 @@ def _chained(first: list[Record], rest: Iterator[Record]) -> Iterator[Record]:
     yield from rest
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, reader: RowReader, records: Iterable[Record]
-) -> Iterator[tuple[Record, Prepared | RowError]]:
+def _in_order(reader: RowReader, records: Iterable[Record]) -> Iterator[tuple[Record, Prepared | RowError]]:
     """Prepare records in threads, give them back in order, hold only a few."""
     pending: deque[tuple[Record, Future[Prepared | RowError]]] = deque()
     held = 0
-    for record in records:
-        pending.append((record, pool.submit(_prepared, reader, record)))
-        held += record.size
-        while len(pending) > 1 and (len(pending) > 4 * _WORKERS or held > _WINDOW_BYTES):
-            done, future = pending.popleft()
-            held -= done.size
-            yield done, future.result()
-    for record, future in pending:
-        yield record, future.result()
+    pool = ThreadPoolExecutor(_WORKERS)
+    try:
+        for record in records:
+            pending.append((record, pool.submit(_prepared, reader, record)))
+            held += record.size
+            while len(pending) > 1 and (len(pending) > 4 * _WORKERS or held > _WINDOW_BYTES):
+                done, future = pending.popleft()
+                held -= done.size
+                yield done, future.result()
+        for record, future in pending:
+            yield record, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _prepared(reader: RowReader, record: Record) -> Prepared | RowError:
