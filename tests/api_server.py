@@ -197,9 +197,11 @@ def serve(directory: Path, database_url: str, **settings: Any) -> Iterator[Api]:
         wait_until(lambda: server.started, 20, "uvicorn starts")
         port = server.servers[0].sockets[0].getsockname()[1]
         api = Api(chosen, database, f"http://127.0.0.1:{port}")
-        yield api
-        for client in api.opened:
-            client.close()
+        try:
+            yield api
+        finally:
+            for client in api.opened:
+                client.close()
     finally:
         server.should_exit = True
         thread.join(20)

@@ -20,6 +20,11 @@ def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutable
     return event
 
 
+def _to_stderr(*_: Any) -> structlog.WriteLogger:
+    """Whatever stderr is at the time of writing."""
+    return structlog.WriteLogger(sys.stderr)
+
+
 def configure_logs() -> None:
     """Set structlog up for this process."""
     structlog.configure(
@@ -32,6 +37,6 @@ def configure_logs() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=_to_stderr,
         cache_logger_on_first_use=False,
     )
