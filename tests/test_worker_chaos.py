@@ -9,11 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from sqlalchemy import make_url
 from throwaway import wait_until
-from worker_stack import Stack, children_of, is_alive, overlaps, running_stack, step_settings
+from worker_stack import Stack, children_of, is_alive, new_database, overlaps, running_stack, step_settings
 
 from service.jobs import store
 from service.jobs.phases import Phase
@@ -32,14 +30,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def redis_stack(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Stack]:
     """A real Redis, and either database."""
-    database_url = None
-    if request.param == "postgresql":
-        server = make_url(request.getfixturevalue("postgres_url"))
-        name = f"chaos_{os.getpid()}_{time.monotonic_ns()}"
-        plain = server.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(plain, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # pyright: ignore - a name that we made
-        database_url = server.set(database=name).render_as_string(hide_password=False)
+    database_url = new_database(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
     settings = step_settings(tmp_path, broker_url=redis_url, database_url=database_url)
     with running_stack(settings) as running:
         running.celery.control.purge()

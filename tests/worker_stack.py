@@ -8,12 +8,15 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url, select
 from throwaway import wait_until
 
 from service.jobs import queue, store
@@ -145,6 +148,16 @@ def running_stack(settings: Settings) -> Iterator[Stack]:
         yield stack
     finally:
         stack.stop()
+
+
+def new_database(server_url: str) -> str:
+    """The URL of an empty database on a PostgreSQL server."""
+    server = make_url(server_url)
+    name = f"stack_{os.getpid()}_{time.monotonic_ns()}"
+    plain = server.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return server.set(database=name).render_as_string(hide_password=False)
 
 
 def overlaps(journal: list[dict[str, Any]]) -> int:

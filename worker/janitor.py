@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from celery import Celery
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.jobs import queue, store
@@ -33,9 +34,10 @@ FORGET_WORKER_SECONDS = 600.0
 class Janitor:
     """The rounds; see the module."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, celery: Celery = queue.app) -> None:
         self._database = database
         self._settings = settings
+        self._celery = celery
         self._tidied_at: float | None = None
 
     def sweep(self) -> None:
@@ -67,7 +69,7 @@ class Janitor:
             log.info("jobs waited in silence: their wake-ups are sent again", count=silent)
 
     def _publish(self) -> None:
-        queue.flush_outbox(self._database)
+        queue.flush_outbox(self._database, self._celery)
 
     def _expire_uploads(self) -> None:
         with self._database.write() as session:
