@@ -1,0 +1,276 @@
+"""Interrupted equals uninterrupted, bit for bit: real processes that are killed, or asked to stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from datasets_for_tests import metrics_of, shapes_dataset, sums_dataset
+from processes_for_tests import exit_code, run_main, start_ranks, start_trainer
+from throwaway import wait_until
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+from safetensors.torch import load_file
+
+from vlm_dft import trainer
+from vlm_dft.config import LoraConfig, ObjectiveConfig, RunConfig, TrainConfig
+from vlm_dft.errors import CheckpointError
+from vlm_dft.results import RunResult
+from vlm_dft.run_dir import RunDir
+
+STEPS = 40
+
+
+def finish(run: RunDir) -> RunResult:
+    assert exit_code(start_trainer(run)) == 0, run.log_tail()
+    result = run.read_result()
+    assert result is not None
+    assert result.status == "succeeded"
+    return result
+
+
+def weights_of(run: RunDir, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(run.export_path / name)
+
+
+def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def wait_for_step(run: RunDir, step: int, process: BaseProcess) -> None:
+    def reached() -> bool:
+        assert process.is_alive(), run.log_tail()
+        return any(line["step"] >= step for line in run.read_metrics())
+
+    wait_until(reached, 60, f"step {step}", interval=0.002)
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def uninterrupted(request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A finished run: dft on pictures and text, all trained, or LoRA with dropout; validation on the way."""
+    root = tmp_path_factory.mktemp(f"resume-{request.param}")
+    dataset = shapes_dataset(root / "dataset", 9, masked=[2])
+    kind = (
+        {"freeze": {"vision_tower": False, "merger": False}}
+        if request.param == "full"
+        else {"adapter": LoraConfig(r=4, dropout=0.1)}
+    )
+    config = TrainConfig(
+        model=str(tiny_vlm),
+        dataset=dataset,
+        validation_dataset=sums_dataset(root / "validation", 3),
+        objective={"name": "dft"},
+        learning_rate=3e-3,
+        batch_size=4,
+        micro_batch_size=2,
+        max_steps=STEPS,
+        checkpoint_every_steps=7,
+        precision="fp32",
+        **kind,
+    )
+    run = RunDir(root / "uninterrupted")
+    run.create(RunConfig(run_id="uninterrupted", train=config))
+    finish(run)
+    return run
+
+
+def copy_of(run: RunDir, path: Path, **changes) -> RunDir:
+    """A fresh run directory with run's configuration."""
+    config = run.read_config()
+    assert config.train is not None
+    copy = RunDir(path)
+    copy.create(config.model_copy(update={"train": config.train.model_copy(update=changes)}))
+    return copy
+
+
+def train_metrics(run: RunDir) -> list[dict]:
+    return [line for line in metrics_of(run.metrics_path) if "grad_norm" in line]
+
+
+@pytest.mark.chaos
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted: RunDir, tmp_path: Path):
+    first = copy_of(uninterrupted, tmp_path / "attempt-1")
+    process = start_trainer(first)
+    wait_for_step(first, 17, process)
+    process.kill()
+    assert exit_code(process) == -signal.SIGKILL
+    assert first.read_result() is None
+    checkpoint = first.complete_checkpoints()[-1]
+    assert 14 <= checkpoint.step < STEPS
+    second = copy_of(uninterrupted, tmp_path / "attempt-2", resume_from=checkpoint.path)
+    result = finish(second)
+    assert result.train is not None
+    assert result.train.resumed_from_step == checkpoint.step
+    merged = [line for line in metrics_of(first.metrics_path) if line["step"] <= checkpoint.step]
+    assert merged + metrics_of(second.metrics_path) == metrics_of(uninterrupted.metrics_path)
+    assert_same_weights(weights_of(second), weights_of(uninterrupted))
+    expected = uninterrupted.read_result()
+    assert expected is not None
+    assert expected.train is not None
+    varying = {"wall_seconds", "resumed_from_step"}
+    assert result.train.model_dump(exclude=varying) == expected.train.model_dump(exclude=varying)
+
+
+@pytest.mark.chaos
+def test_asked_to_stop_it_finishes_the_step_and_goes_on_later_from_there(uninterrupted: RunDir, tmp_path: Path):
+    run = copy_of(uninterrupted, tmp_path / "run")
+    process = start_trainer(run)
+    wait_for_step(run, 9, process)
+    process.terminate()
+    assert exit_code(process) == 75
+    result = run.read_result()
+    assert result is not None
+    assert (result.status, result.train) == ("interrupted", None)
+    last = run.complete_checkpoints()[-1]
+    assert last.step == run.read_metrics()[-1]["step"] >= 9
+    # In the same directory: nothing names the checkpoint, the newest is found.
+    finish(run)
+    assert train_metrics(run) == train_metrics(uninterrupted)
+    assert_same_weights(weights_of(run), weights_of(uninterrupted))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A quick finished run, in this process."""
+    root = tmp_path_factory.mktemp("finished")
+    dataset = sums_dataset(root / "dataset", 6)
+    config = TrainConfig(
+        model=str(tiny_qwen2), dataset=dataset, batch_size=2, max_steps=4, checkpoint_every_steps=2, precision="fp32"
+    )
+    run = RunDir(root / "run")
+    run.create(RunConfig(run_id="finished", train=config))
+    trainer.train(config, run)
+    return run
+
+
+def resumed(finished: RunDir, path: Path, **changes) -> tuple[TrainConfig, RunDir]:
+    changes = {"resume_from": finished.checkpoint_path(2)} | changes
+    copy = copy_of(finished, path, **changes)
+    config = copy.read_config().train
+    assert config is not None
+    return config, copy
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_the_fields_that_differ(finished: RunDir, tmp_path: Path):
+    config, run = resumed(finished, tmp_path, learning_rate=1e-3, seed=7)
+    with pytest.raises(
+        CheckpointError, match=r"another training: learning_rate is 0\.001, the checkpoint has 5e-05"
+    ) as e:
+        trainer.train(config, run)
+    assert "seed is 7, the checkpoint has 42" in e.value.message
+    config, run = resumed(finished, tmp_path, objective=ObjectiveConfig(name="dft", weight_floor=0.1))
+    with pytest.raises(
+        CheckpointError, match=r"objective\.name is 'dft', the checkpoint has 'nll'; objective\.weight_floor"
+    ):
+        trainer.train(config, run)
+
+
+def test_a_checkpoint_of_other_data_is_refused(finished: RunDir, tmp_path: Path):
+    other = sums_dataset(tmp_path / "other", 7)
+    config, run = resumed(finished, tmp_path / "run", dataset=other)
+    with pytest.raises(CheckpointError, match="dataset has fingerprint"):
+        trainer.train(config, run)
+
+
+def test_settings_that_change_only_memory_and_places_may_differ(finished: RunDir, tmp_path: Path):
+    moved = tmp_path / "moved"
+    config = finished.read_config().train
+    assert config is not None
+    shutil.copytree(config.dataset, moved)
+    config, run = resumed(finished, tmp_path / "run", dataset=moved, micro_batch_size=2, gradient_checkpointing=False)
+    assert trainer.train(config, run).steps == 4
+
+
+def test_a_torn_checkpoint_is_never_used(finished: RunDir, tmp_path: Path):
+    torn = tmp_path / "step-000002"
+    shutil.copytree(finished.checkpoint_path(2), torn)
+    optimizer = torn / "training" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-100])
+    config, run = resumed(finished, tmp_path / "run", resume_from=torn)
+    with pytest.raises(CheckpointError, match=r"torn: training/optimizer\.pt has \d+ bytes instead of"):
+        trainer.train(config, run)
+    (torn / "complete.json").unlink()
+    with pytest.raises(CheckpointError, match=r"not a complete checkpoint: complete\.json is missing"):
+        trainer.train(config, run)
+
+
+def test_what_a_killed_process_left_half_written_is_removed_and_not_resumed_from(finished: RunDir, tmp_path: Path):
+    run = copy_of(finished, tmp_path / "run")
+    left = run.checkpoints_path / ".step-000002.4711.tmp"
+    shutil.copytree(finished.checkpoint_path(2), left)
+    config = run.read_config().train
+    assert config is not None
+    assert trainer.train(config, run).resumed_from_step is None
+    assert not left.exists()
+
+
+def test_a_run_that_died_after_its_last_step_only_exports(finished: RunDir, tmp_path: Path):
+    config, run = resumed(finished, tmp_path / "run", resume_from=finished.checkpoint_path(4))
+    result = trainer.train(config, run)
+    assert (result.steps, result.resumed_from_step) == (4, 4)
+    assert not run.metrics_path.exists()
+    assert_same_weights(weights_of(run), weights_of(finished))
+
+
+def test_complete_json_holds_step_metrics_and_configuration_hash(finished: RunDir):
+    marker = json.loads((finished.checkpoint_path(4) / "complete.json").read_text())
+    assert marker["step"] == 4
+    assert marker["metrics"].keys() == {"objective_loss", "nll", "token_accuracy"}
+    assert len(marker["config_sha256"]) == 64
+
+
+def test_two_ranks_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
+    dataset = shapes_dataset(tmp_path / "dataset", 9, masked=[2], text_every=2)
+    config = TrainConfig(
+        model=str(tiny_vlm),
+        dataset=dataset,
+        validation_dataset=dataset,
+        objective={"name": "dft"},
+        batch_size=4,
+        max_steps=6,
+        checkpoint_every_steps=3,
+        learning_rate=1e-3,
+        precision="fp32",
+    )
+    alone, together = RunDir(tmp_path / "alone"), RunDir(tmp_path / "together")
+    for run in (alone, together):
+        run.create(RunConfig(run_id="ranks", train=config))
+    finish(alone)
+    ranks = start_ranks(run_main, str(together.path), count=2, log=together.log_path)
+    assert [exit_code(rank) for rank in ranks] == [0, 0], together.log_tail()
+    one, two = metrics_of(alone.metrics_path), metrics_of(together.metrics_path)
+    assert len(one) == len(two) == 6 + 3
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    result = together.read_result()
+    assert result is not None
+    assert result.status == "succeeded"
+    expected, found = weights_of(alone), weights_of(together)
+    difference = max((found[name] - expected[name]).abs().max().item() for name in expected)
+    assert difference < 1e-4  # of weights that moved by about 1e-3
+
+
+def test_progress_is_told_about_once_a_second(finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written = []
+    monkeypatch.setattr(RunDir, "write_progress", lambda self, progress: written.append((time.monotonic(), progress)))
+    config, run = resumed(finished, tmp_path / "run", resume_from=None)
+    trainer.train(config, run)
+    assert [progress.phase for _, progress in written] == [
+        "loading_model",
+        "running",
+        "checkpointing",
+        "running",
+        "checkpointing",
+        "running",
+        "exporting",
+    ]
+    assert written[-1][1].step == 4
