@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import openai
 import pytest
 from api_server import Api, serve, text_row
 
+from service.api.app import create_app
 from service.jobs.tables import Job
+from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +222,20 @@ def test_an_error_is_sent_once_by_the_stock_client(api: Api) -> None:
         client.fine_tuning.jobs.create(model="tiny", training_file="file-x")
     assert len(requests) == 1
     client.close()
+
+
+def test_a_database_that_is_away_is_503_with_a_time_to_come_back(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://nobody@127.0.0.1:1/none?connect_timeout=2"
+    app = create_app(Settings(data_dir=tmp_path, database_url=url))
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)  # no lifespan: a server does not start without its database
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return [await client.get(path) for path in ("/v1/files", "/readyz")]
+
+    response, ready = anyio.run(ask)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+    assert response.headers["x-should-retry"] == "true"
+    assert 1 <= int(response.headers["retry-after"]) <= 60
+    assert (ready.status_code, ready.json()["status"]) == (503, "down")
+    assert "nobody" not in response.text + ready.text

@@ -15,10 +15,11 @@ import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import render
-from service.errors import InvalidRequestError, ServiceError
+from service.api.errors import render, unexpected
+from service.errors import InvalidRequestError
 
 log = structlog.get_logger("service.api")
 
@@ -107,12 +108,14 @@ class RequestContext:
                 await render(InvalidRequestError("the URL holds a NUL character"))(scope, body, send_with_id)
             else:
                 await self.app(scope, body, send_with_id)
-        except Exception:
-            # The last resort, not a swallow: the traceback is logged and the client gets a 500 with the request id.
+        except ClientDisconnect:
+            log.info("the client left before its request had arrived")
+        except Exception as error:
+            # The last resort, not a swallow: the traceback is logged, and the client gets the request id of the line.
             log.exception("request failed")
             if status:
                 raise
-            await render(ServiceError())(scope, body, send_with_id)
+            await render(unexpected(error))(scope, body, send_with_id)
         finally:
             self._log(scope, status, time.perf_counter() - started_at)
 

@@ -5,6 +5,7 @@ The rules are in ``service.errors`` and ``vlm_dft.errors``; this file only rende
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from service.errors import (
@@ -20,6 +23,7 @@ from service.errors import (
     ServiceError,
     StorageFullError,
     TooLargeError,
+    UnavailableError,
 )
 from vlm_dft.errors import DiskFullError, VlmDftError
 
@@ -91,6 +95,16 @@ def render_library_error(error: VlmDftError) -> JSONResponse:
     hint = {"hint": error.hint} if error.hint else {}
     body = ErrorObject(message=error.message, type=kind, param=error.param, code=error.code, **hint)
     return error_response(status, body)
+
+
+def unexpected(error: Exception) -> ServiceError:
+    """What to answer for an exception that nothing else knew: a database that is away or a full disk, else our bug."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, OperationalError) and "disk is full" in str(error.orig)):
+        return StorageFullError()
+    if isinstance(error, OperationalError | PoolTimeoutError):
+        return UnavailableError("the database cannot be reached or is overloaded: try again shortly")
+    return ServiceError()
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]], body: Any) -> InvalidRequestError:
