@@ -94,7 +94,9 @@ JSON = st.recursive(
 ROWS = st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=4), min_size=1, max_size=6)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(rows=ROWS, indent=st.sampled_from([None, 1]), chunk=st.integers(1, 40), ascii_only=st.booleans())
 def test_arrays_and_lines_give_back_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list, indent: int | None, chunk: int, ascii_only: bool

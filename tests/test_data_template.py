@@ -106,7 +106,9 @@ def test_the_prompt_is_what_training_saw_before_the_answer(template: ChatTemplat
 ANSWERS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda text: text.strip())
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(answer=ANSWERS)
 def test_any_answer_starts_where_generation_would(qwen_vl: ChatTemplate, llama: ChatTemplate, answer: str) -> None:
     """Line breaks that open an answer are one token with the template's own, unless the text is cut there."""

@@ -36,8 +36,10 @@ class OpenedPicture:
 
     def part(self, source: Source) -> ImagePart:
         info = self.info
-        copied = source.copies or isinstance(self.content, bytes)
-        name = f"{IMAGES_NAME}/{info.sha256}.{info.extension}" if copied else source.relative(Path(str(self.content)))
+        if source.copies or isinstance(self.content, bytes):
+            name = f"{IMAGES_NAME}/{info.sha256}.{info.extension}"
+        else:
+            name = source.relative(self.content)
         return ImagePart(image=name, sha256=info.sha256, width=info.width, height=info.height)
 
 
@@ -76,22 +78,27 @@ class RowReader:
         return Message(role=turn.role, content=tuple(parts), train=turn.train)
 
     def _open(self, picture: Picture) -> OpenedPicture:
-        config, limits = self.config, self.config.limits
-        content: bytes | Path
-        if picture.reference.startswith("data:"):
-            content = data = decode_data_uri(picture.reference, picture.field, limits)
-        elif picture.reference.lower().startswith(("http://", "https://")):
-            if not config.allow_image_urls:
-                reason = f"{shown(picture.reference)} is a URL; this server fetches none: send the image itself"
-                raise RowError(picture.field, "image_url_refused", reason)
-            content = data = Fetcher(limits.max_image_bytes).fetch(picture.reference, picture.field)
-        else:
-            content = self.source.picture_path(picture)
-            data = read_image(content, picture.field, limits)
-        if isinstance(content, bytes) and not self.source.copies:
+        limits = self.config.limits
+        embedded = self._embedded(picture)
+        content = self.source.picture_path(picture) if embedded is None else embedded
+        data = content if isinstance(content, bytes) else read_image(content, picture.field, limits)
+        return OpenedPicture(inspect(data, picture.field, limits, self.config.pixels), content)
+
+    def _embedded(self, picture: Picture) -> bytes | None:
+        """Bytes of a data: URI or an https URL; None for a path."""
+        reference, limits = picture.reference, self.config.limits
+        is_url = reference.lower().startswith(("http://", "https://"))
+        if not is_url and not reference.startswith("data:"):
+            return None
+        if is_url and not self.config.allow_image_urls:
+            reason = f"{shown(reference)} is a URL; this server fetches none: send the image itself"
+            raise RowError(picture.field, "image_url_refused", reason)
+        if not self.source.copies:
             reason = "pictures of a registered directory must be files in it: nothing is written there"
             raise RowError(picture.field, "embedded_image_in_directory", reason)
-        return OpenedPicture(inspect(data, picture.field, limits, config.pixels), content)
+        if is_url:
+            return Fetcher(limits.max_image_bytes).fetch(reference, picture.field)
+        return decode_data_uri(reference, picture.field, limits)
 
 
 def count_tokens(prepared: Prepared, template: ChatTemplate) -> Row:
