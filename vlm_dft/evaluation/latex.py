@@ -1,8 +1,8 @@
 """LaTeX answers compared by latex2sympy2-extended in a child process that cannot hang or eat the machine. Torch-free.
 
 The grammar recurses and sympy computes whatever it is told to; a prediction can be anything. So the parser runs as
-``python -m vlm_dft.evaluation.latex`` with a memory limit and an alarm that kills it, and is started again when needed.
-Knows nothing about benchmarks. Not covered: CPU time below the limit, MAX_SECONDS per pair of answers.
+``python -m vlm_dft.evaluation.latex`` with a memory limit and a timer that kills it, and is started again when needed.
+Knows nothing about benchmarks. Not covered: processor time below the limit, MAX_CPU_SECONDS per pair of answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from vlm_dft.errors import EvaluationError
 MAX_CHARACTERS = 400
 MAX_DEPTH = 24
 """Nesting of brackets; answers of benchmarks have one or two."""
-MAX_SECONDS = 2.0
+MAX_CPU_SECONDS = 2.0
+"""Of processor time, so that a busy machine gives the same verdicts as an idle one."""
+MAX_SECONDS = 120.0
+"""Of real time; only a machine that swaps comes here."""
 MAX_MEMORY_BYTES = 2 * 2**30
 _READY = b"ready\n"
 
@@ -71,7 +74,7 @@ class LatexProcess:
             answer = child.stdout.readline()
         except BrokenPipeError:
             answer = b""
-        if not answer.endswith(b"\n"):  # the alarm or the memory limit ended it
+        if not answer.endswith(b"\n"):  # the timer or the memory limit ended it
             self.num_killed += 1
             self.close()
             return NOT_COMPARED
@@ -141,10 +144,12 @@ def _main() -> None:
     os.dup2(2, 1)  # whatever prints goes to stderr
     _parsed("1")  # imports sympy and builds the parser's tables before the clock runs
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)  # the kernel ends the process, whatever it computes
     answers.write(_READY)
     answers.flush()
     for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
         signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
         *texts, symbolic = json.loads(line)
         first, second = (_parsed(text) for text in texts)
@@ -152,6 +157,7 @@ def _main() -> None:
         answer = [_printed(first), _printed(second), comparable and _same(first, second)]
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -138,15 +138,15 @@ def open_source(kind: BenchmarkKind, path: Path, names: tuple[str, ...]) -> Sour
     Raises BenchmarkError saying which file would go where.
     """
     file = _find(kind, path, names)
-    if file.suffix == ".tsv":
+    if file.suffix.lower() == ".tsv":
         records = tuple(_tsv(file))
-    elif file.suffix in (".json", ".jsonl"):
+    elif file.suffix.lower() in (".json", ".jsonl"):
         records = tuple(_json(file))
     else:
         raise BenchmarkError(f"{file}: a benchmark file ends in {', '.join(SUFFIXES)}")
     if not records:
         raise BenchmarkError(f"{file}: the file holds no rows")
-    return Source(file, records, is_tsv=file.suffix == ".tsv")
+    return Source(file, records, is_tsv=file.suffix.lower() == ".tsv")
 
 
 def _find(kind: BenchmarkKind, path: Path, names: tuple[str, ...]) -> Path:
@@ -158,7 +158,7 @@ def _find(kind: BenchmarkKind, path: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (path / name).is_file():
             return path / name
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if len(found) != 1:
         what = "holds no" if not found else f"holds {len(found)} files ({', '.join(file.name for file in found)}), no"
         raise BenchmarkError(f"the directory {path} {what} file of the benchmark {kind}: put one of {usual} there")
