@@ -12,10 +12,13 @@ Knows nothing about steps or losses.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +28,11 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlm_dft.config import TrainConfig
-from vlm_dft.errors import CheckpointError
+from vlm_dft.errors import CheckpointError, DiskFullError
 from vlm_dft.model import LoadedModel, save_model, save_processor
 from vlm_dft.model_files import ADAPTER_WEIGHTS
 from vlm_dft.results import Record
@@ -80,15 +84,30 @@ def save(run: RunDir, loaded: LoadedModel, training: dict[str, Any], state: Stat
     """Write a checkpoint in a temporary directory and rename it into place. training: state_dicts for optimizer.pt."""
     target = run.checkpoint_path(state.step)
     with directory_in_place(target) as directory:
-        _save_weights(loaded, directory)
         (directory / STATE_NAME).parent.mkdir()
-        torch.save(training, directory / OPTIMIZER_NAME)
+        with _disk_full_by_name(target):
+            _save_weights(loaded, directory)
+            with (directory / OPTIMIZER_NAME).open("wb") as file:
+                torch.save(training, file)
         write_json(directory / STATE_NAME, state)
         sizes = {str(file.relative_to(directory)): file.stat().st_size for file in _files(directory)}
         marker = {"step": state.step, "metrics": metrics, "config_sha256": config_sha256(state.config), "files": sizes}
         write_json(directory / CHECKPOINT_MARKER, marker)
     log.info("checkpoint %s", target)
     return target
+
+
+@contextmanager
+def _disk_full_by_name(target: Path) -> Iterator[None]:
+    """safetensors and torch report a full disk as errors of their own."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        cause = error.__context__
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error):
+            raise DiskFullError(f"no space left while writing {target}: free space on its disk and resume") from error
+        raise
 
 
 def _save_weights(loaded: LoadedModel, directory: Path) -> None:
