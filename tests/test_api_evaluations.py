@@ -145,7 +145,7 @@ def test_workers_show_their_devices_and_whose_job_they_run(api: Api) -> None:
         store.register_worker(
             s, "host:gpu:1", host="host", queue=Queue.GPU, pid=1, devices=[{"name": "H100"}], versions={"torch": "2"}
         )
-        store.heartbeat_worker(s, "host:gpu:1", job.id)
+        assert store.claim(s, Queue.GPU, "host:gpu:1", "cuda:0", 60.0)
     worker = api.http().get("/v1/workers").json()["data"][0]
     assert (worker["id"], worker["devices"], worker["alive"]) == ("host:gpu:1", [{"name": "H100"}], True)
     assert (worker["busy"], worker["job_id"]) == (True, job.id)

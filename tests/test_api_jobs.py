@@ -317,3 +317,19 @@ def test_a_submit_publishes_its_wake_up_and_survives_a_dead_broker(tmp_path: Pat
         file_id = api.ready_file(api.client())
         assert submit(api, file_id)["status"] == "queued"
         assert api.count(Outbox) == 2  # the janitor will publish them
+
+
+def test_a_finished_job_shows_its_steps_result_and_scores(api: Api) -> None:
+    job = submit(api, api.ready_file(api.client()))
+    claim = api.claim(job["id"])
+    progress = Progress(phase="evaluating", benchmark="wemath", items_done=3, items_total=4)
+    with api.database.write() as s:
+        assert store.renew(s, claim, 60.0, progress)
+    running = api.http().get(f"/v1/fine_tuning/jobs/{job['id']}").json()
+    assert (running["phase"], running["progress"]["percent"], running["scores"]) == ("evaluating", 75.0, [])
+    failure = ErrorRecord(code="evaluation_failed", message="no picture", category="server")
+    api.finish(claim, evaluation_error=failure)
+    done = api.http().get(f"/v1/fine_tuning/jobs/{job['id']}").json()
+    assert (done["status"], done["evaluation_error"]["code"], done["error"]) == ("succeeded", "evaluation_failed", None)
+    assert (done["progress"]["step"], done["progress"]["total_steps"], done["progress"]["percent"]) == (40, 40, 100.0)
+    assert (done["result"]["last_nll"], done["trained_tokens"]) == (1.0, 1234)

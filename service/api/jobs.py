@@ -71,6 +71,8 @@ def progress_state(job: Job) -> ProgressState | None:
     if job.progress is None:
         return None
     fields = {name: job.progress.get(name) for name in ProgressState.model_fields if name != "percent"}
+    if trained := (job.result or {}).get("train"):  # an evaluation that followed has its own progress, without steps
+        fields |= {"step": trained["steps"], "total_steps": trained["steps"]}
     return ProgressState(**{**fields, "step": fields["step"] or 0, "percent": _percent(job)})
 
 

@@ -124,7 +124,8 @@ class Method(RequestModel):
 
 
 class CreateFineTuningJob(RequestModel):
-    """Body of POST /v1/fine_tuning/jobs."""
+    """Body of POST /v1/fine_tuning/jobs: all of OpenAI's fields, and evaluation and priority. Any other key is refused:
+    a setting that is misspelt, or that this server cannot honour, must not be dropped in silence."""
 
     model: Name
     """A base model, a fine-tuned model (ft:...) or a checkpoint, as GET /v1/models lists them."""

@@ -138,8 +138,10 @@ def list_workers(project: Project, database: DatabaseNow, settings: SettingsNow)
     with database.read() as s:
         time_now = now(s)
         workers = store.list_workers(s)
-        running = [worker.job_id for worker in workers if worker.job_id]
-        mine = set(s.scalars(select(Job.id).where(Job.id.in_(running), Job.project == project)))
+        # The leases say who is busy; what a worker last told of itself may be a heartbeat old.
+        leases = s.execute(select(Job.owner, Job.id, Job.project).where(Job.lease_until.is_not(None))).all()
+    busy = {lease.owner for lease in leases}
+    own_jobs = {lease.owner: lease.id for lease in leases if lease.project == project}
     return ListPage.of(
         [
             WorkerObject(
@@ -149,8 +151,8 @@ def list_workers(project: Project, database: DatabaseNow, settings: SettingsNow)
                 pid=worker.pid,
                 devices=worker.devices,
                 versions=worker.versions,
-                busy=worker.job_id is not None,
-                job_id=worker.job_id if worker.job_id in mine else None,
+                busy=worker.id in busy,
+                job_id=own_jobs.get(worker.id),
                 alive=time_now - worker.last_seen < settings.lease_seconds,
                 started_at=int(worker.started_at),
                 last_seen=worker.last_seen,
