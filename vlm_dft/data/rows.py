@@ -18,7 +18,6 @@ from typing import Any
 from vlm_dft.config import DatasetFormat, ValidationConfig
 from vlm_dft.data.canonical import IMAGES_NAME, ImagePart, Message, Row, TextPart
 from vlm_dft.data.draft import Draft, Picture, Turn, check, check_text
-from vlm_dft.data.fetch import Fetcher
 from vlm_dft.data.formats import PARSERS
 from vlm_dft.data.images import ImageInfo, decode_data_uri, inspect, read_image
 from vlm_dft.data.problems import RowError, shown
@@ -97,6 +96,8 @@ class RowReader:
             reason = "pictures of a registered directory must be files in it: nothing is written there"
             raise RowError(picture.field, "embedded_image_in_directory", reason)
         if is_url:
+            from vlm_dft.data.fetch import Fetcher  # httpcore, which a machine that only trains may lack
+
             return Fetcher(limits.max_image_bytes).fetch(reference, picture.field)
         return decode_data_uri(reference, picture.field, limits)
 
