@@ -1,0 +1,125 @@
+"""How a problem is put to the model, and how its reasoning is told: several phrasings for every step. Torch-free.
+
+The forms in which problems are put are those in which the three benchmarks are asked (``vlm_dft.evaluation``): a tiny
+model has no other language to generalise from. Which phrasing comes is chance, and not to be predicted: that is what
+tells DFT from SFT, which spends its effort on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from vlm_dft.demo.questions import Count, Height, Highest, Question, Together, Total
+from vlm_dft.demo.scenes import COLUMNS, Chart, Scene, Shape
+
+SYSTEM_PROMPT = "Reason, then answer."
+"""Short: at 80 tokens a sample, WeThink's own would be a third of the work."""
+LETTERS = "ABCDE"
+
+DIRECT = "Please directly answer the question and provide the final value, e.g., 1, 2.5, 300."
+"""MathVerse's words before a free-form question."""
+REASONED = (
+    "Please first conduct reasoning, and then answer the question and provide the final value, e.g., 1, 2.5, 300, "
+    "at the end."
+)
+IN_PICTURE = "According to the question shown in the image, please "
+ONLY_ANSWER = "Give only the final answer, in \\boxed{}; of several options, its letter."
+"""The evaluation's words after a MathVision question."""
+
+_OPENERS = (
+    "Let me look at the picture.",
+    "First I read the picture.",
+    "I will go through the image.",
+    "Looking closely at the picture now.",
+    "Step by step.",
+    "We start with what is drawn.",
+)
+_GIVEN_OPENERS = (
+    "The text says what is needed.",
+    "No need to look, it is given.",
+    "This is known from the question.",
+)
+_ROWS = (
+    ("Top row:", "Bottom row:"),
+    ("The top row has", "The bottom row has"),
+    ("In the first row I see", "In the second row I see"),
+    ("Above:", "Below:"),
+    ("Row one holds", "Row two holds"),
+)
+_BARS = ("The bars are", "From left to right:", "I read", "Heights:")
+_COUNTED = (
+    "So {colour} appears {answer} times.",
+    "I count {answer} that are {colour}.",
+    "That makes {answer} times {colour}.",
+    "Counting {colour} gives {answer}.",
+)
+_ADDED = (
+    "{one} {first} and {two} {second} make {answer}.",
+    "There are {one} {first} and {two} {second}, so {answer} together.",
+    "Adding {one} {first} and {two} {second} gives {answer}.",
+    "With {one} for {first} and {two} for {second}, the sum is {answer}.",
+)
+_READ = ("So {colour} is {answer} high.", "The {colour} bar reaches {answer}.", "For {colour} this gives {answer}.")
+_HIGHEST = ("So {answer} is the highest.", "The highest is {answer}.", "No bar is higher than {answer}.")
+
+
+def reasoning(scene: Scene, question: Question, *, given: bool, random: Random) -> str:
+    """What leads to the answer. given: the question's text holds the facts, so the picture is not read."""
+    steps = [random.choice(_GIVEN_OPENERS)] if given else [random.choice(_OPENERS), _read_out(scene, random)]
+    return " ".join([*steps, _conclusion(scene, question, random)])
+
+
+def _read_out(scene: Scene, random: Random) -> str:
+    """The whole scene in words, so that every place of the picture is supervised."""
+    if isinstance(scene, Chart):
+        return f"{random.choice(_BARS)} {', '.join(f'{bar.colour} {bar.height}' for bar in scene.bars)}."
+    above, below = random.choice(_ROWS)
+    return f"{above} {_listed(scene.places[:COLUMNS])}. {below} {_listed(scene.places[COLUMNS:])}."
+
+
+def _listed(places: Sequence[Shape | None]) -> str:
+    return ", ".join(f"{shape.colour} {shape.form}" if shape else "nothing" for shape in places)
+
+
+def _conclusion(scene: Scene, question: Question, random: Random) -> str:
+    answer = question.answer(scene)
+    if isinstance(question, Together | Total):
+        one, two = question.parts(scene)
+        return random.choice(_ADDED).format(
+            one=one, two=two, first=question.first, second=question.second, answer=answer
+        )
+    if isinstance(question, Count):
+        return random.choice(_COUNTED).format(colour=question.colour, answer=answer)
+    if isinstance(question, Height):
+        return random.choice(_READ).format(colour=question.colour, answer=answer)
+    assert isinstance(question, Highest), f"no conclusion for {question}"
+    return random.choice(_HIGHEST).format(answer=answer)
+
+
+def stated(scene: Scene, question: Question, *, given: bool) -> str:
+    """The question, after the facts when they are given."""
+    return f"{question.facts(scene)} {question.text}" if given else question.text
+
+
+def as_mathverse(text: str, *, reason_first: bool = False) -> str:
+    """MathVerse's query for a free-form question; an empty text stands in the picture."""
+    words = REASONED if reason_first else DIRECT
+    return f"{words}\nQuestion: {text}" if text else IN_PICTURE + words[len("Please ") :]
+
+
+def as_mathvision(text: str, options: Sequence[str]) -> str:
+    """A MathVision question as the evaluation asks it."""
+    listed = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([mathvision_question(text), *listed, ONLY_ANSWER])
+
+
+def mathvision_question(text: str) -> str:
+    """MathVision marks the picture's place in its text."""
+    return f"{text}\n<image1>"
+
+
+def as_wemath(text: str, options: Sequence[str]) -> str:
+    """A We-Math question as the evaluation asks it."""
+    listed = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([f"Question: {text}", "Options:", *listed]) + "\n"
