@@ -23,8 +23,7 @@ from service.jobs.database import Database, open_database
 from service.jobs.phases import Queue
 from service.jobs.queue import WAKE, app, prepare_broker
 from service.settings import Settings, get_settings
-from vlm_dft.errors import ConfigError
-from worker import logs
+from worker import lifeline, logs
 from worker.inventory import processes_on, visible_gpus
 from worker.presence import Presence, worker_id
 from worker.strays import clear_strays
@@ -33,6 +32,8 @@ from worker.supervise import Attempt, StopFlag
 __all__ = ["app"]
 log = structlog.get_logger(__name__)
 _presence: list[Presence] = []
+_stop = StopFlag()
+"""Of this pool child; it takes no job any more once it is set."""
 # How long Celery waits for the result of a pool child that died, taking no other message meanwhile (default 10 s). No
 # result is wanted: the job's row says what became of it.
 app.conf.worker_lost_wait = 1.0
@@ -41,25 +42,31 @@ app.conf.worker_lost_wait = 1.0
 @app.task(name=WAKE, bind=True)
 def wake(task: Task) -> None:
     """Claim, run, record, until nothing is eligible or the worker is asked to stop."""
+    if _stop.is_set:  # a message that was waiting behind the one during which we were asked to stop
+        return
     settings = get_settings()
     queue = Queue(task.request.delivery_info["routing_key"])
     database = open_database(settings)
     try:
-        with stop_on_signals() as stop:
-            while not stop.is_set and run_next(database, settings, queue, stop):
+        with _stop_on_signals():
+            while not _stop.is_set and run_next(database, settings, queue, _stop):
                 pass
     except (OperationalError, InterfaceError) as error:
         # The janitor publishes another wake-up for what still waits.
         log.warning("the database is out of reach: going back to sleep", error=str(error.orig))
     finally:
         database.close()
+    if _stop.is_set:
+        raise SystemExit(0)  # Celery starts a new pool child, unless the whole worker is shutting down
 
 
 def run_next(database: Database, settings: Settings, queue: Queue, stop: StopFlag) -> bool:
     """Claim the best eligible job and see it through; returns whether there was one."""
     gpus = visible_gpus() if queue is Queue.GPU else []
     if gpus:
-        clear_strays(lambda: processes_on(gpus), settings.runs_dir, patience_seconds=settings.lease_seconds)
+        clear_strays(lambda: processes_on(gpus), settings.runs_dir, settings.lease_seconds, lambda: stop.is_set)
+        if stop.is_set:
+            return False
     identity = worker_id(queue, os.getppid())
     device = ", ".join(gpu.name for gpu in gpus) or "cpu"
     with database.write() as session:
@@ -73,20 +80,19 @@ def run_next(database: Database, settings: Settings, queue: Queue, stop: StopFla
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """A flag that a shutdown raises, in place of the SystemExit that Celery would raise at any bytecode.
+def _stop_on_signals() -> Iterator[None]:
+    """Let a shutdown raise the stop flag, in place of the SystemExit that Celery would raise at any bytecode.
 
-    A cold shutdown sends SIGQUIT to the pool child; a service that signals every process of its group sends SIGTERM.
+    A cold shutdown sends SIGQUIT to the pool child; a system that ends a whole group of processes sends SIGTERM.
     Returning with the job released is all that Celery waits for.
     """
-    stop = StopFlag()
 
-    def ask(signum: int, _: FrameType | None) -> None:
-        stop.is_set = True
+    def ask(_signum: int, _frame: FrameType | None) -> None:
+        _stop.is_set = True
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGQUIT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, action in before.items():
             signal.signal(number, action)
@@ -101,10 +107,17 @@ def _set_up_logging(**_: Any) -> None:
 def _prepare(**_: Any) -> None:
     prepare_broker(get_settings())
     if os.environ.get("REMAP_SIGTERM") != "SIGQUIT":
-        raise ConfigError(
+        # Celery logs and forgets any other exception of a signal's receiver.
+        raise SystemExit(
             "REMAP_SIGTERM is not SIGQUIT: without it a SIGTERM waits for the training to end, and the host kills "
             "it instead of letting it write its checkpoint. Start workers with REMAP_SIGTERM=SIGQUIT"
         )
+    lifeline.hold()
+
+
+@signals.worker_process_init.connect
+def _follow_main(**_: Any) -> None:
+    lifeline.follow()
 
 
 @signals.worker_ready.connect

@@ -19,6 +19,7 @@ import structlog
 from vlm_dft.run_dir import RunDir
 
 log = structlog.get_logger(__name__)
+POLL_SECONDS = 0.5
 
 
 def run_dir_of(pid: int, runs_dir: Path) -> RunDir | None:
@@ -32,7 +33,10 @@ def run_dir_of(pid: int, runs_dir: Path) -> RunDir | None:
 
 
 def clear_strays(
-    processes: Callable[[], set[int]], runs_dir: Path, patience_seconds: float, poll_seconds: float = 0.5
+    processes: Callable[[], set[int]],
+    runs_dir: Path,
+    patience_seconds: float,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> list[int]:
     """Wait until no trainer of ours without a living supervisor is among the processes; kill what outlives patience.
 
@@ -55,9 +59,9 @@ def clear_strays(
                 log.warning("killing a stray trainer on our GPU", pid=pid, run=str(run.path))
                 _kill(pid)
                 killed.append(pid)
-        if not waiting:
+        if not waiting or give_up():
             return killed
-        time.sleep(poll_seconds)
+        time.sleep(POLL_SECONDS)
 
 
 def _kill(pid: int) -> None:
