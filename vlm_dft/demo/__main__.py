@@ -1,4 +1,4 @@
-"""Write the demo's data, with --base its model too: ``python -m vlm_dft.demo OUT_DIR --train N --held-out M --seed S``."""
+"""Write the demo's data, and with --base its model: ``python -m vlm_dft.demo OUT --train N --held-out M --seed S``."""
 
 from __future__ import annotations
 
