@@ -66,13 +66,13 @@ def _lock_key(name: str) -> int:
 
 
 class Database:
-    """One database: its connections, and its schema's version."""
+    """One database: its connections, and its schema's version. Open it after a fork, never before."""
 
     def __init__(self, url: str | URL) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite and self.url.database:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            Path(self.url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # As many connections as a web server has threads; they are opened only when needed.
         engine = create_engine(self.url, pool_size=10, max_overflow=40, pool_pre_ping=not self.is_sqlite)
         if self.is_sqlite:
