@@ -24,7 +24,7 @@ from service.jobs.phases import Queue
 from service.jobs.queue import WAKE, app, prepare_broker
 from service.settings import Settings, get_settings
 from worker import lifeline, logs
-from worker.inventory import processes_on, visible_gpus
+from worker.inventory import GpuLostError, processes_on, visible_gpus
 from worker.presence import Presence, worker_id
 from worker.strays import clear_strays
 from worker.supervise import Attempt, StopFlag
@@ -54,6 +54,8 @@ def wake(task: Task) -> None:
     except (OperationalError, InterfaceError) as error:
         # The janitor publishes another wake-up for what still waits.
         log.warning("the database is out of reach: going back to sleep", error=str(error.orig))
+    except GpuLostError as error:
+        log.error("no job is taken", error=error.message)
     finally:
         database.close()
     if _stop.is_set:

@@ -7,14 +7,24 @@ call, because a handle does not survive the fork that a Celery pool is made by.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pynvml
+import structlog
 
+from vlm_dft.errors import VlmDftError
+
+log = structlog.get_logger(__name__)
 _GIB = 2**30
+
+
+class GpuLostError(VlmDftError):
+    """A GPU that this worker was given does not answer: see nvidia-smi, and restart the worker when it does."""
+
+    code = "gpu_lost"
 
 
 @dataclass(frozen=True)
@@ -51,14 +61,18 @@ def _nvml() -> Iterator[bool]:
 
 
 def gpus() -> list[Gpu]:
-    """Every GPU of the machine, in NVML's order."""
+    """Every GPU of the machine that answers, in NVML's order."""
     with _nvml() as works:
-        return [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())] if works else []
+        return [gpu for gpu in map(_gpu, range(pynvml.nvmlDeviceGetCount())) if gpu is not None] if works else []
 
 
-def _gpu(index: int) -> Gpu:
-    device = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+def _gpu(index: int) -> Gpu | None:
+    try:
+        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+    except pynvml.NVMLError as error:  # it has fallen off the bus, or needs a reset
+        log.error("a GPU does not answer", index=index, error=str(error))
+        return None
     return Gpu(
         index=index,
         uuid=pynvml.nvmlDeviceGetUUID(device),
@@ -72,7 +86,7 @@ def _gpu(index: int) -> Gpu:
     )
 
 
-def _optional(ask: Any) -> int | None:
+def _optional(ask: Callable[[], Any]) -> int | None:
     """The answer, or None from a device that has no such sensor (MIG slices, some laptops)."""
     try:
         return int(ask())
@@ -81,14 +95,23 @@ def _optional(ask: Any) -> int | None:
 
 
 def visible_gpus(environment: dict[str, str] | None = None) -> list[Gpu]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process; all of them when it is not set."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process; all of them when it is not set.
+
+    Raises GpuLostError when it names one that does not answer: training on the CPU instead would be no help.
+    """
     chosen = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     found = gpus()
-    if chosen is None:
-        return found
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    # A UUID may be shortened, and CUDA takes any prefix that is unique.
-    return [gpu for name in names for gpu in found if name == str(gpu.index) or gpu.uuid.startswith(name)]
+    # Without NVML we know nothing, and its list does not show the slices of a MIG device.
+    if chosen is None or not found or "MIG-" in chosen:
+        return found if chosen is None else []
+    visible = []
+    for name in filter(None, map(str.strip, chosen.split(","))):
+        # CUDA takes the beginning of a UUID too.
+        matching = [gpu for gpu in found if name == str(gpu.index) or gpu.uuid.startswith(name)]
+        if not matching:
+            raise GpuLostError(f"CUDA_VISIBLE_DEVICES names {name}, which does not answer: see nvidia-smi")
+        visible.append(matching[0])
+    return visible
 
 
 def processes_on(devices: list[Gpu]) -> set[int]:

@@ -23,7 +23,7 @@ from service.jobs.database import Database
 from service.jobs.phases import Queue
 from service.jobs.tables import Job
 from service.settings import Settings
-from worker.inventory import visible_gpus
+from worker.inventory import GpuLostError, visible_gpus
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class Presence:
         while True:
             leaving = self._stop.is_set()
             with _no_fork:
-                devices = [gpu.document() for gpu in visible_gpus()] if self._queue is Queue.GPU else []
+                devices = self._devices()
                 database = Database(self._settings.resolved_database_url)
                 try:
                     with database.write() as session:
@@ -76,6 +76,13 @@ class Presence:
             if leaving:
                 return
             self._stop.wait(self._settings.heartbeat_seconds)
+
+    def _devices(self) -> list[dict[str, Any]]:
+        try:
+            return [gpu.document() for gpu in visible_gpus()] if self._queue is Queue.GPU else []
+        except GpuLostError as error:
+            log.error("this worker takes no job", error=error.message)
+            return []
 
     def _beat(self, session: Session, identity: str, devices: list[dict[str, Any]]) -> None:
         job_id = session.scalar(select(Job.id).where(Job.owner == identity, Job.lease_until.is_not(None)))
