@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,6 +168,23 @@ def test_size_time_and_status_are_limited(site: tuple[str, list[str]]) -> None:
     assert code(local(timeout_seconds=0.5), f"http://{address}/drip") == "image_url_failed"
     assert time.monotonic() - started < 5
     assert code(local(), f"http://{address}/missing") == "image_url_failed"
+
+
+def test_the_address_that_was_checked_is_the_one_dialled(
+    site: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that resolves to another address the second time (rebinding) gains nothing: there is no second time."""
+    port = int(site[0].split(":")[1])
+    resolved: list[str] = []
+    real = socket.getaddrinfo
+
+    def resolve(host, *arguments, **options):
+        resolved.append(host)
+        return real("127.0.0.1" if host == "rebinding.test" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert local().fetch(f"http://rebinding.test:{port}/a.png", "url") == PICTURE
+    assert resolved.count("rebinding.test") == 1
 
 
 def test_a_name_that_does_not_resolve_is_a_problem_of_the_row() -> None:

@@ -82,6 +82,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, data: bytes, code
     assert (error.problem.code, error.problem.file) == (code, "rows.jsonl")
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_a_number_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Its beginning is a number too, so the decoder alone would be content with what was read."""
+    monkeypatch.setattr("vlm_dft.data.records._CHUNK", chunk)
+    values = records_of(tmp_path, b'[123456, {"a": 1}]')
+    assert codes(values) == ["row_not_object", None]
+    assert "123456" in values[0].reason
+
+
 def test_an_array_names_the_element_that_breaks_it(tmp_path: Path) -> None:
     assert file_error(tmp_path, b'[{"a": 1}, {"a": 2}, {"a": ]').problem.line == 3
 
