@@ -238,7 +238,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def test_no_history_breaks_the_store(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Random ids decide between jobs of one millisecond, and then a history could not be repeated.
+    # Random ids could decide between jobs of one moment, and then a history could not be repeated.
     numbers = count()
     monkeypatch.setattr(submission, "new_job_id", lambda _: f"ftjob-{next(numbers):024d}")
 

@@ -7,6 +7,7 @@ computation belongs inside either.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ class clock(FunctionElement[float]):  # noqa: N801 - reads as an SQL function
 
 @compiles(clock, "sqlite")
 def _sqlite_clock(*_: Any, **__: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
+    # SQLite's own clock has milliseconds only, in which several rows may be made; its users share one host's clock.
+    return "vlm_dft_clock()"
 
 
 @compiles(clock, "postgresql")
@@ -154,6 +156,7 @@ def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, below
+        connection.create_function("vlm_dft_clock", 0, time.time)
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MILLISECONDS}")
         cursor.execute("PRAGMA journal_mode = WAL")
