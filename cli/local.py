@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from cli.client import EXIT_FAILED, EXIT_USAGE, err, out
-from cli.submit import parse_pairs
+from cli.submit import parse_pairs, print_problems
 from vlm_dft.config import RunConfig, ValidationConfig
 from vlm_dft.results import RunResult
 from vlm_dft.run_dir import RunDir
@@ -81,7 +81,6 @@ def _run(run: RunDir, document: dict[str, object]) -> RunResult:
     if result.status != "succeeded":
         error = result.error
         err.print(f"[red]{result.status}[/] {error.code + ': ' + error.message if error else ''}", highlight=False)
-        for problem in result.validation.problems if result.validation else ():
-            err.print(f"  {problem.file}:{problem.line} {problem.field}: {problem.reason}", highlight=False)
+        print_problems(result.validation.problems if result.validation else ())
         raise typer.Exit(EXIT_FAILED)
     return result

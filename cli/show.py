@@ -6,12 +6,13 @@ import time
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.client import connect, get, out, post, readable_errors
 from cli.watch import TERMINAL, job_path
 
 _FOLLOW_SECONDS = 1.0
+JOB_ID_WIDTH = 30
 
 models_app = typer.Typer(help="List and delete models.", invoke_without_command=True)
 
@@ -20,7 +21,7 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
     """List the newest fine-tuning jobs."""
     with readable_errors():
         page = get(connect(), "/fine_tuning/jobs", limit=limit)
-    table = Table("job", "phase", "model", "objective", "step", "created", box=None)
+    table = Table(Column("job", min_width=JOB_ID_WIDTH), "phase", "model", "objective", "step", "created", box=None)
     for job in page["data"]:
         progress = job.get("progress") or {}
         step = f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""
@@ -67,7 +68,7 @@ def models(context: typer.Context) -> None:
         return
     with readable_errors():
         page = get(connect(), "/models")
-    table = Table("model", "owner", "parent", "objective", box=None)
+    table = Table(Column("model", overflow="fold"), "owner", "parent", "objective", box=None)
     for model in page["data"]:
         table.add_row(model["id"], model["owned_by"], model.get("parent"), model.get("objective"))
     out.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,11 @@ import typer
 
 from cli.client import EXIT_FAILED, connect, err, get, out, post, readable_errors
 from cli.watch import follow, job_dict
+from vlm_dft.results import RowProblem
 
 CHUNKED_ABOVE_BYTES = 256 * 2**20
+PART_BYTES = 64 * 2**20
+SHOWN_PROBLEMS = 10
 _POLL_SECONDS = 1.0
 
 
@@ -106,16 +110,40 @@ def upload(client: openai.OpenAI, name: str, options: dict[str, Any]) -> str:
     return file_id
 
 
+def _upload_in_parts(client: openai.OpenAI, path: Path, fields: dict[str, Any]) -> str:
+    """As client.uploads.upload_file_chunked does, which takes no fields of ours."""
+    begun = client.uploads.create(
+        bytes=path.stat().st_size,
+        filename=path.name,
+        mime_type="application/octet-stream",
+        purpose="fine-tune",
+        extra_body=fields,
+    )
+    part_ids = []
+    with path.open("rb") as file:
+        while part := file.read(PART_BYTES):
+            part_ids.append(client.uploads.parts.create(begun.id, data=part).id)
+    done = client.uploads.complete(begun.id, part_ids=part_ids)
+    assert done.file is not None, "a completed upload has its file"
+    return done.file.id
+
+
 def _report(file: dict[str, Any]) -> None:
     report = file.get("validation_report") or {}
     counts = f"{report.get('valid', 0)} valid of {report.get('rows', 0)} rows, {report.get('images', 0)} images"
     if file["status"] == "processed":
         out.print(f"{file['filename']}: {counts} ({file['id']})", highlight=False)
         return
-    err.print(f"[red]{file['filename']}[/] {file.get('status_details')}", highlight=False)
-    for problem in report.get("problems", ())[:10]:
-        err.print(f"  {problem['file']}:{problem['line']} {problem['field']}: {problem['reason']}", highlight=False)
+    err.print(f"[red]refused[/] {file.get('status_details')}", highlight=False)
+    print_problems(RowProblem.model_validate(problem) for problem in report.get("problems", ())[:SHOWN_PROBLEMS])
     raise typer.Exit(EXIT_FAILED)
+
+
+def print_problems(problems: Iterable[RowProblem]) -> None:
+    """One line per invalid row: where, which field, why."""
+    for problem in problems:
+        place = ":".join(str(part) for part in (problem.file, problem.line, problem.field) if part)
+        err.print(f"  {place}: {problem.reason}", highlight=False, markup=False)
 
 
 def _print_position(job: dict[str, Any]) -> None:
