@@ -12,7 +12,8 @@ Shapes: B samples of a micro-batch, T tokens, N = B x T rows, D hidden size, S s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +86,13 @@ class Optimization:
         # The random state of a step is a function of seed and step: a resumed run draws what an uninterrupted one does.
         torch.manual_seed(derived_seed(self._config.seed, number, self._ranks.rank))
         self._loaded.model.train()
-        try:
+        with self._out_of_memory_explained(micro_batches):
             counts = self.gradients(micro_batches, number)
             grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.max_grad_norm).item()
             if not math.isfinite(grad_norm):
                 self._raise_not_finite(f"gradient norm is {grad_norm}", number, micro_batches)
             learning_rate = float(self._scheduler.get_last_lr()[0])
             self._optimizer.step()
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(self._what_would_fit(micro_batches)) from error
         self._scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
         return StepOutcome(counts, grad_norm, learning_rate)
@@ -103,8 +102,7 @@ class Optimization:
 
         The denominator is the same however the batch was split, and for every objective.
         """
-        num_tokens = torch.tensor(float(sum(m.num_tokens for m in micro_batches)), device=self._ranks.device)
-        denominator = max(1.0, self._ranks.sum(num_tokens).item() if self._ranks.count > 1 else num_tokens.item())
+        denominator = max(1, self._ranks.sum_number(sum(m.num_tokens for m in micro_batches)))
         parts = []
         for micro_batch in micro_batches:
             sums = self._forward(micro_batch)
@@ -113,7 +111,7 @@ class Optimization:
             parts.append(sums.statistics_S)
             self._largest_tokens = max(self._largest_tokens, micro_batch.padded_tokens)
         self._ranks.sum_gradients(self.parameters)
-        counts = self._count(micro_batches, parts)
+        counts = self.counts(self._totals(micro_batches, parts))
         if not math.isfinite(counts.sums["nll_sum"] + counts.sums["objective_sum"]):
             bad = [m for m, part_S in zip(micro_batches, parts, strict=True) if not torch.isfinite(part_S).all()]
             self._raise_not_finite(f"loss is {counts.nll}", number, bad)
@@ -123,16 +121,14 @@ class Optimization:
     def measure(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         """Statistics, input tokens and samples of this rank's held-out micro-batches: add them up, then ``counts``."""
         self._loaded.model.eval()
-        parts = [self._forward(micro_batch).statistics_S for micro_batch in micro_batches]
+        with self._out_of_memory_explained(micro_batches):
+            parts = [self._forward(micro_batch).statistics_S for micro_batch in micro_batches]
         return self._totals(micro_batches, parts)
 
     def counts(self, totals: Tensor) -> StepCounts:
         """Totals of this rank, summed over ranks. Waits for the device."""
         *sums, input_tokens, num_samples = self._ranks.sum(totals).tolist()
         return StepCounts(dict(zip(STATISTICS, sums, strict=True)), int(input_tokens), int(num_samples))
-
-    def _count(self, micro_batches: Sequence[MicroBatch], parts: list[Tensor]) -> StepCounts:
-        return self.counts(self._totals(micro_batches, parts))
 
     def _totals(self, micro_batches: Sequence[MicroBatch], parts: list[Tensor]) -> Tensor:
         counted = [sum(m.input_tokens for m in micro_batches), sum(len(m.row_ids) for m in micro_batches)]
@@ -166,21 +162,28 @@ class Optimization:
             "the last checkpoint was kept"
         )
 
+    @contextmanager
+    def _out_of_memory_explained(self, micro_batches: Sequence[MicroBatch]) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(self._what_would_fit(micro_batches)) from error
+
     def _what_would_fit(self, micro_batches: Sequence[MicroBatch]) -> str:
-        largest = max(micro_batches, key=lambda micro_batch: micro_batch.padded_tokens)
+        tokens, samples = max(((m.padded_tokens, len(m.row_ids)) for m in micro_batches), default=(0, 0))
         trainable = sum(parameter.numel() for parameter in self.parameters)
         weights = sum(parameter.nbytes for parameter in self._loaded.model.parameters())
         fixed_gib = (weights + trainable * _ADAM_BYTES_PER_PARAMETER) / 2**30
         parts = [
-            f"{self._ranks.device} ran out of memory; the step's largest micro-batch has {len(largest.row_ids)} "
-            f"samples and {largest.padded_tokens} tokens with padding; weights, gradients and optimizer alone take "
+            f"{self._ranks.device} ran out of memory; the step's largest micro-batch has {samples} "
+            f"samples and {tokens} tokens with padding; weights, gradients and optimizer alone take "
             f"{fixed_gib:.1f} GiB"
         ]
         if self._largest_tokens:
             parts.append(f"{self._largest_tokens} tokens did fit")
         remedies = []
-        if len(largest.row_ids) > 1:
-            remedies.append(f"micro_batch_size {len(largest.row_ids) // 2}")
+        if samples > 1:
+            remedies.append(f"micro_batch_size {samples // 2}")
         if not self._config.gradient_checkpointing:
             remedies.append("gradient_checkpointing true")
         if not isinstance(self._loaded.model, PeftModel):

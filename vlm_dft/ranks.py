@@ -38,11 +38,15 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def sum_number(self, number: int) -> int:
+        """Sum of a number that each rank has at hand; a single process waits for no device."""
+        if self.count == 1:
+            return number
+        return int(self.sum(torch.tensor(number, device=self.device)).item())
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
-        if self.count == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+        return self.sum_number(int(flag)) > 0
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, by pickling: for rare and small things."""
