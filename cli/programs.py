@@ -23,6 +23,7 @@ from worker.inventory import visible_gpus
 
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, with the terminating zero.
 LONGEST_SOCKET_PATH = 100
+TEMPORARY_PREFIX = "vlm-dft-broker-"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Broker:
     @property
     def url(self) -> str:
         return f"redis+socket://{self.socket_path}"
+
+    def remove_socket(self) -> None:
+        """Remove a temporary directory that was made for the socket."""
+        self.socket_path.unlink(missing_ok=True)
+        if self.socket_path.parent.name.startswith(TEMPORARY_PREFIX):
+            self.socket_path.parent.rmdir()
 
 
 def address(settings: Settings) -> str:
@@ -73,7 +80,7 @@ def embedded_broker(settings: Settings) -> Broker | None:
     directory.chmod(0o700)
     socket = directory / "broker.sock"
     if len(os.fsencode(socket)) > LONGEST_SOCKET_PATH:
-        socket = Path(tempfile.mkdtemp(prefix="vlm-dft-")) / "broker.sock"  # mkdtemp is 0700 too
+        socket = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)) / "broker.sock"  # mkdtemp is 0700 too
     # Nothing is kept over a restart: the database is the truth, and the janitor publishes what got lost.
     options = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(directory)]
     options += ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--daemonize", "no"]

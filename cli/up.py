@@ -29,6 +29,7 @@ from vlm_dft.errors import ConfigError
 READY_SECONDS = 120.0
 SHUTDOWN_MARGIN_SECONDS = 15.0
 """What a worker needs beside its trainer's grace: Celery's soft shutdown, the last rows, the exit."""
+API_STARTS = 3
 BROKER_SECONDS = 10.0
 TEND_SECONDS = 0.25
 
@@ -149,6 +150,7 @@ class _Service:
         self._signals = signals
         self._children: list[Child] = []
         self._broker: Child | None = None
+        self._embedded: programs.Broker | None = None
         self.killed: list[str] = []
 
     def __enter__(self) -> _Service:
@@ -161,8 +163,9 @@ class _Service:
             _say(f"stopping: running jobs write a checkpoint and resume later (up to {grace:g} s; Ctrl-C again kills)")
         asked = max(1, self._signals.count)
         self.killed = stop_all(self._children, grace, hurry=lambda: self._signals.count > asked)
-        if self._broker is not None:  # last: the workers give their messages back
+        if self._broker is not None and self._embedded is not None:  # last: the workers give their messages back
             self.killed += stop_all([self._broker], BROKER_SECONDS, hurry=lambda: self._signals.count > asked)
+            self._embedded.remove_socket()
         if self.killed:
             _say(f"killed: {', '.join(self.killed)}")
 
@@ -174,6 +177,7 @@ class _Service:
 
     def start_broker(self, broker: programs.Broker) -> Settings:
         """Start it and wait until it answers; returns the settings that name it. Raises StartError."""
+        self._embedded = broker
         self._broker = Child(broker.program, _say)
         self._wait(
             lambda: _accepts(broker.socket_path),
@@ -187,8 +191,14 @@ class _Service:
         url = f"{programs.address(self._settings)}/readyz"
         api = next(child for child in self._children if child.program.name == "api")
         what = f"{url} does not answer: see {api.program.log_path}"
+
+        def is_over() -> bool:
+            if api.num_starts > API_STARTS:
+                raise StartError(f"the API ends as soon as it is started: see {api.program.log_path}")
+            return _is_ready(client, url) or self._signals.count > 0
+
         with httpx.Client(timeout=2.0, trust_env=False) as client:
-            self._wait(lambda: _is_ready(client, url) or self._signals.count > 0, READY_SECONDS, what)
+            self._wait(is_over, READY_SECONDS, what)
         return self._signals.count == 0
 
     def tend_until_stopped(self) -> None:

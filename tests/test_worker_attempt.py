@@ -192,6 +192,17 @@ def test_python_that_does_not_exist_is_named(stack: Stack) -> None:
     assert "/nowhere/python" in (stack.job(job_id).error or {})["message"]
 
 
+def test_job_of_another_version_fails_at_once_and_names_the_field(stack: Stack) -> None:
+    job_id = stack.submit()
+    with stack.database.write() as session:
+        session.execute(update(Job).values(config={"run_id": job_id, "train": {"model": "m", "polish": True}}))
+    assert run(stack) == Outcome.FAILED
+    error = stack.job(job_id).error
+    assert error is not None
+    assert error["code"] == "invalid_config"
+    assert "train.polish" in error["message"]
+
+
 def test_lost_lease_kills_the_trainer_at_once_and_writes_nothing(stack: Stack) -> None:
     job_id = stack.submit(steps=1000)
     pids: list[int] = []

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
+from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -21,7 +22,7 @@ from service.jobs.database import Database
 from service.jobs.phases import Kind
 from service.settings import Settings
 from vlm_dft.config import RunConfig, SupervisionConfig
-from vlm_dft.errors import VlmDftError
+from vlm_dft.errors import ConfigError, VlmDftError
 from vlm_dft.run_dir import Checkpoint, RunDir
 from worker.follow import Follower
 from worker.record import End, Outcome, record_crash, record_end, record_failure, record_news
@@ -125,9 +126,13 @@ class Attempt:
         return process
 
     def _config(self) -> RunConfig:
-        """The job's configuration, and what only this attempt knows."""
+        """The job's configuration, and what only this attempt knows. Raises ConfigError."""
+        try:
+            config = RunConfig.model_validate(self._claim.config)
+        except ValidationError as error:
+            raise ConfigError(f"this version of the worker does not understand the job: {error}") from error
         supervision = SupervisionConfig(lease_timeout_seconds=RANK_SHARE * self._settings.lease_seconds)
-        config = RunConfig.model_validate(self._claim.config).model_copy(update={"supervision": supervision})
+        config = config.model_copy(update={"supervision": supervision})
         checkpoint = newest_checkpoint(self._claim)
         if config.train is None or checkpoint is None:
             return config

@@ -6,6 +6,7 @@ and so that a Ctrl-C in a terminal reaches its supervisor only.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -64,6 +65,9 @@ def trainer_environment(
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+    if ranks > 1:
+        # How long torchrun lets its ranks write their checkpoint after SIGTERM; its own default is 30 s.
+        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(math.ceil(settings.drain_seconds))
     if not settings.hub_models:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if not uses_gpu:
