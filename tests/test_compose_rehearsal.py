@@ -12,8 +12,8 @@ import psycopg
 import pytest
 import redis
 from compose import MissingVariableError, Rehearsal, interpolate, read_compose, start_order
-from datasets_for_tests import wethink_archive
 from throwaway import free_port, postgres_server, redis_binary, wait_until
+from uploads_for_tests import wethink_archive
 
 from vlm_dft.tiny import build_tiny_vlm
 
