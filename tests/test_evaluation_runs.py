@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from evaluation_fixtures import PIXELS, colour_benchmark, diverse_vlm, learned_vlm
 
-from vlm_dft.config import BenchmarkConfig, EvalConfig, PixelConfig
+from vlm_dft.config import BenchmarkConfig, EvalConfig, PixelConfig, RunConfig
 from vlm_dft.errors import BenchmarkError, ConfigError, EvaluationError
 from vlm_dft.evaluation import comparable, evaluate
 from vlm_dft.evaluation.generation import Generator
@@ -177,6 +177,19 @@ def test_a_later_attempt_goes_on_from_an_earlier_one(
     assert sorted(asked_ids) == ["4", "5", "6", "7"]
     assert (score.n, len(read_predictions(second.evaluation_path("tuned", "colours")))) == (8, 8)
     assert len(read_predictions(first.evaluation_path("tuned", "colours"))) == 4
+
+
+def test_an_attempt_killed_early_does_not_hide_the_answers_of_those_before_it(
+    benchmark: Path, diverse: Path, tmp_path: Path, asked_ids: list[str]
+) -> None:
+    first = new_run(tmp_path / "attempt-1")
+    evaluate(config(benchmark, limit=4), first, tuned=str(diverse), base=None)
+    second = new_run(tmp_path / "attempt-2")  # it never came to its first answer
+    second.create(RunConfig(run_id="x", evaluation=config(benchmark, resume_from=first.path)))
+    asked_ids.clear()
+    third = new_run(tmp_path / "attempt-3")
+    evaluate(config(benchmark, resume_from=second.path), third, tuned=str(diverse), base=None)
+    assert sorted(asked_ids) == ["4", "5", "6", "7"]
 
 
 @pytest.mark.parametrize("change", [{"max_new_tokens": 5}, {"pixels": PixelConfig(max_pixels=8 * 28 * 28)}])

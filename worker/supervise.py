@@ -133,6 +133,10 @@ class Attempt:
             raise ConfigError(f"this version of the worker does not understand the job: {error}") from error
         supervision = SupervisionConfig(lease_timeout_seconds=RANK_SHARE * self._settings.lease_seconds)
         config = config.model_copy(update={"supervision": supervision})
+        if config.evaluation is not None and self._claim.previous_run_paths:
+            # Answers of earlier attempts are kept: the evaluation follows the chain from the newest one on.
+            resumed = config.evaluation.model_copy(update={"resume_from": self._claim.previous_run_paths[0]})
+            config = config.model_copy(update={"evaluation": resumed})
         checkpoint = newest_checkpoint(self._claim)
         if config.train is None or checkpoint is None:
             return config

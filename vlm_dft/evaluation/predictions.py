@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,8 +69,8 @@ class PredictionLog:
     """By item id, in the order they were written."""
 
     @classmethod
-    def open(cls, directory: Path, identity: dict[str, Any], earlier: Path | None = None) -> PredictionLog:
-        """Continue what directory holds if the same identity wrote it, else what earlier holds, else start anew."""
+    def open(cls, directory: Path, identity: dict[str, Any], earlier: Iterable[Path] = ()) -> PredictionLog:
+        """Continue what directory holds if the same identity wrote it, else the first of earlier, else start anew."""
         with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
         log = cls(directory, {})
@@ -80,8 +80,10 @@ class PredictionLog:
             return log
         _set_aside(directory)
         write_json(directory / IDENTITY_NAME, identity)
-        if earlier is not None and _read_identity(earlier) == identity:
-            log.append(list(_read(earlier / PREDICTIONS_NAME).values()))
+        for found in earlier:
+            if _read_identity(found) == identity:
+                log.append(list(_read(found / PREDICTIONS_NAME).values()))
+                break
         return log
 
     def append(self, predictions: Sequence[Prediction]) -> None:

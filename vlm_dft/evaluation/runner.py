@@ -148,13 +148,28 @@ def _predictions(
 ) -> list[Prediction]:
     """One per item, in the benchmark's order; those that are already on disk are not generated again."""
     directory = run.evaluation_path(model.role, asked.config.name)
-    earlier = RunDir(config.resume_from).evaluation_path(model.role, asked.config.name) if config.resume_from else None
+    earlier = (attempt.evaluation_path(model.role, asked.config.name) for attempt in _earlier_attempts(config))
     log = PredictionLog.open(directory, _identity(config, model, generator, asked), earlier)
     grade = RULES[asked.config.kind].grade
     for batch, answers in _generated(config, run, generator, asked, log):
         pairs = zip(batch, answers, strict=True)
         log.append([_prediction(item, answer, grade(item, answer.text, latex)) for item, answer in pairs])
     return [log.done[item.id] for item in asked.benchmark.items]
+
+
+def _earlier_attempts(config: EvalConfig) -> Iterator[RunDir]:
+    """The attempt that is resumed from, the one that it resumed from, and so on.
+
+    An attempt that was killed early holds no answers of its own; those before it do.
+    """
+    seen: set[Path] = set()
+    path = config.resume_from
+    while path is not None and path not in seen:
+        seen.add(path)
+        run = RunDir(path)
+        yield run
+        evaluation = run.read_config().evaluation if run.config_path.is_file() else None
+        path = evaluation.resume_from if evaluation else None
 
 
 def _generated(
