@@ -1,0 +1,132 @@
+"""The vlm-dft command as a user types it, against a running service with the real trainer."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running_service import COMMAND, RunningService
+from uploads_for_tests import wethink_archive
+
+from vlm_dft.tiny import build_tiny_vlm
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
+
+MATHVISION_ITEM = {
+    "id": "1",
+    "question": "Which colour is the disc?\n<image1>",
+    "options": [],
+    "answer": "red",
+    "solution": None,
+    "level": 1,
+    "subject": "counting",
+    "image": "images/0.png",
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("cli")
+    build_tiny_vlm(directory / "data" / "models" / "base" / "tiny-vl")
+    archive = wethink_archive(directory / "train.tar.gz", rows=8)
+    benchmark = directory / "data" / "benchmarks" / "mathvision"
+    benchmark.mkdir(parents=True)
+    (benchmark / "test.jsonl").write_text(json.dumps(MATHVISION_ITEM) + "\n")
+    subprocess.run(["tar", "-xzf", archive, "-C", benchmark, "images"], check=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def service(directory: Path) -> Iterator[RunningService]:
+    with RunningService(directory) as running:
+        yield running
+
+
+def test_submit_follows_a_job_to_its_model_and_scores(service: RunningService, directory: Path) -> None:
+    options = ["--model", "tiny-vl", "--objective", "dft", "--weight-floor", "0.1", "--lora", "--suffix", "cli"]
+    numbers = ["--set", "batch_size=4", "--set", "learning_rate=1e-3", "--benchmarks", "mathvision"]
+    answer = service.run("submit", str(directory / "train.tar.gz"), *options, *numbers)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "8 valid of 8 rows, 8 images" in answer.stdout
+    assert "Phase: running" in answer.stdout
+    assert "| mathvision" in answer.stdout
+    job_id = re.search(r"ftjob-\w+", answer.stdout)[0]
+    tuned = re.search(r"ft:tiny-vl:default:cli:\w+", answer.stdout)[0]
+
+    assert job_id in service.run("jobs").stdout
+    assert "step" in service.run("watch", job_id).stdout
+    assert "succeeded" in service.run("logs", job_id).stdout
+    assert tuned in service.run("models").stdout
+    refused = service.run("cancel", job_id)
+    assert refused.returncode == 1
+    assert "invalid_state" in refused.stderr
+
+    scored = service.run("eval", tuned, "--benchmarks", "mathvision", "--max-new-tokens", "4")
+    assert scored.returncode == 0, scored.stderr
+    assert "native-rules/v1" in scored.stdout
+    assert service.run("models", "delete", tuned).returncode == 0
+    assert tuned not in service.run("models").stdout
+
+
+def test_refused_file_is_told_row_by_row(service: RunningService, directory: Path) -> None:
+    bad = directory / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "user", "content": "2 + 2?"}]}\nnot json\n')
+    answer = service.run("submit", str(bad), "--model", "tiny-vl")
+    assert answer.returncode == 1
+    assert "bad.jsonl:1" in answer.stderr
+    assert "bad.jsonl:2" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["submit", "nowhere.jsonl", "--model", "tiny-vl"], 2, "neither a file, a directory nor a file id"),
+        (["submit", "file-unknown", "--model", "tiny-vl"], 1, "file-unknown"),
+        (["submit", "file-unknown", "--model", "nope"], 1, "nope"),
+        (["submit", "file-unknown", "--model", "tiny-vl", "--set", "batch_size"], 2, "KEY=VALUE"),
+        (["watch", "ftjob-unknown"], 1, "job_not_found"),
+        (["eval", "nope", "--benchmarks", "mathvision"], 1, "nope"),
+        (["eval", "tiny-vl", "--benchmarks", "nope"], 1, "nope"),
+    ],
+)
+def test_mistake_is_named_with_its_exit_code(
+    service: RunningService, arguments: list[str], exit_code: int, words: str
+) -> None:
+    answer = service.run(*arguments)
+    assert answer.returncode == exit_code, answer.stderr
+    assert words in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_unreachable_service_has_its_own_exit_code(service: RunningService) -> None:
+    environment = service.environment | {"VLM_DFT_URL": "http://127.0.0.1:9/v1"}
+    answer = subprocess.run([COMMAND, "jobs"], env=environment, capture_output=True, text=True)
+    assert answer.returncode == 3
+    assert "vlm-dft up" in answer.stderr
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(service: RunningService) -> None:
+    answer = service.run("doctor")
+    assert answer.returncode == 0, answer.stdout
+    assert "ok      torch" in answer.stdout
+    assert "absent  broker" in answer.stdout
+    assert "VLM_DFT_BROKER_URL" in answer.stdout
+    assert "base models: tiny-vl" in answer.stdout
+    assert "ok      service" in answer.stdout
+
+
+def test_train_needs_no_service(directory: Path, tmp_path: Path) -> None:
+    model = directory / "data" / "models" / "base" / "tiny-vl"
+    command = [COMMAND, "train", directory / "train.tar.gz", "--model", model, "--run-dir", tmp_path / "run"]
+    numbers = ["--set", "max_steps=2", "--set", "batch_size=4"]
+    answer = subprocess.run([*command, *numbers], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "8 valid of 8 rows" in answer.stdout
+    assert (tmp_path / "run" / "export" / "config.json").exists()
+    wrong = subprocess.run([*command, "--set", "batch_size=-1"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "train.batch_size" in wrong.stderr
