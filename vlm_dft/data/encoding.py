@@ -7,10 +7,9 @@ Shape suffixes: T tokens of one sample, P image patches, D values of one patch (
 Knows nothing about batches (``collate``) or models.
 """
 
-# ruff: noqa: N815  (shape suffixes on fields)
-
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from vlm_dft.config import PixelConfig
 from vlm_dft.data.canonical import CanonicalDataset, ImagePart, Message, Row
-from vlm_dft.data.pixels import num_visual_tokens, resized_size
+from vlm_dft.data.pixels import FACTOR, MERGE_SIZE, num_visual_tokens, resized_size
 from vlm_dft.data.template import ChatTemplate, Rendered
 from vlm_dft.errors import DatasetError
 
@@ -54,9 +53,13 @@ class Sample:
     mm_token_type_ids_T: Tensor | None
     """1 at image tokens, 0 elsewhere; None for text models."""
     pixel_values: Tensor | None
-    """P x D, float32, already normalised; None without images."""
+    """P x D, float32, already normalised; or uint8 patches to be normalised on the device (``patch_cache``)."""
     image_grid_thw: Tensor | None
-    """I x 3, in patches."""
+    """I x 3, in patches; None without images."""
+    images: tuple[ImagePart, ...] = ()
+    """The row's pictures; not of prompts."""
+    image_features: Tensor | None = None
+    """Visual tokens x hidden size, instead of pixel_values (``vision_cache``)."""
 
     def __len__(self) -> int:
         return self.input_ids_T.shape[0]
@@ -74,6 +77,7 @@ class Encoder:
         self.template = ChatTemplate.of(processor)
         self.pixels = pixels
         self._image_processor = processor.image_processor if self.template.vision else None
+        self.patch_size: int = FACTOR // MERGE_SIZE
 
     def num_tokens(self, row: Row) -> int:
         """Length of the encoded row, text and visual tokens, without opening an image."""
@@ -84,7 +88,23 @@ class Encoder:
         """Tensors of a row. Raises DatasetError naming row and path when an image is not what was validated."""
         rendered = self.template.render(row)
         images = [self._validated_image(dataset.image_path(part), part, row.id) for part in row.images]
-        return self._sample(row.id, rendered, images)
+        sample = self._sample(row.id, rendered, self._pixels(images, row.id))
+        return dataclasses.replace(sample, images=tuple(row.images))
+
+    def encode_tokens(self, row: Row) -> Sample:
+        """The same without pixel_values: no image is opened."""
+        grids = [self.grid(part) for part in row.images] if self.template.vision else []
+        sample = self._sample(row.id, self.template.render(row), (None, torch.tensor(grids) if grids else None))
+        return dataclasses.replace(sample, images=tuple(row.images))
+
+    def grid(self, part: ImagePart) -> tuple[int, int, int]:
+        """Frames, rows and columns of patches that a picture becomes. Raises DatasetError."""
+        width, height = resized_size(part.width, part.height, self.pixels)
+        return 1, height // self.patch_size, width // self.patch_size
+
+    def picture(self, part: ImagePart, dataset: CanonicalDataset, row_id: str) -> Image.Image:
+        """The resized picture as RGB. Raises DatasetError naming row and path when it is not what was validated."""
+        return self._resized(self._validated_image(dataset.image_path(part), part, row_id), row_id)
 
     def encode_prompt(
         self, messages: Sequence[Message], images: Sequence[Path | Image.Image] = (), *, row_id: str = "prompt"
@@ -97,7 +117,7 @@ class Encoder:
         opened = [
             _decoded(_read(image, row_id), image, row_id) if isinstance(image, Path) else image for image in images
         ]
-        return self._sample(row_id, rendered, opened)
+        return self._sample(row_id, rendered, self._pixels(opened, row_id))
 
     def _validated_image(self, path: Path, part: ImagePart, row_id: str) -> Image.Image:
         data = _read(path, row_id)
@@ -109,10 +129,12 @@ class Encoder:
             )
         return _decoded(data, path, row_id)
 
-    def _sample(self, row_id: str, rendered: Rendered, images: list[Image.Image]) -> Sample:
-        if len(images) != len(rendered.image_positions):
-            raise DatasetError(f"row {row_id}: {len(images)} images for {len(rendered.image_positions)} image parts")
-        pixel_values_PD, grid_I3, counts = self._pixels(images, row_id)
+    def _sample(self, row_id: str, rendered: Rendered, pictures: tuple[Tensor | None, Tensor | None]) -> Sample:
+        """pictures: patches and grids."""
+        pixel_values_PD, grid_I3 = pictures
+        counts = [] if grid_I3 is None else (grid_I3.prod(-1) // MERGE_SIZE**2).tolist()
+        if len(counts) != len(rendered.image_positions):
+            raise DatasetError(f"row {row_id}: {len(counts)} images for {len(rendered.image_positions)} image parts")
         repeats_T = torch.ones(len(rendered.input_ids), dtype=torch.long)
         if counts:
             repeats_T[rendered.image_positions] = torch.tensor(counts)
@@ -129,15 +151,13 @@ class Encoder:
             image_grid_thw=grid_I3,
         )
 
-    def _pixels(self, images: list[Image.Image], row_id: str) -> tuple[Tensor | None, Tensor | None, list[int]]:
-        """Patches, grids, and the number of tokens of each image."""
+    def _pixels(self, images: list[Image.Image], row_id: str) -> tuple[Tensor | None, Tensor | None]:
+        """Patches and grids."""
         if not images or self._image_processor is None:
-            return None, None, []
+            return None, None
         resized = [self._resized(image, row_id) for image in images]
         features = self._image_processor(images=resized, do_resize=False, return_tensors="pt")
-        grid_I3 = features["image_grid_thw"]
-        merged = self._image_processor.merge_size**2
-        return features["pixel_values"], grid_I3, (grid_I3.prod(-1) // merged).tolist()
+        return features["pixel_values"], features["image_grid_thw"]
 
     def _resized(self, image: Image.Image, row_id: str) -> Image.Image:
         try:

@@ -12,7 +12,9 @@ import math
 from vlm_dft.config import PixelConfig
 from vlm_dft.errors import DatasetError
 
-FACTOR = 28
+MERGE_SIZE = 2
+"""Patches per side of what becomes one token."""
+FACTOR = 14 * MERGE_SIZE
 MAX_ASPECT_RATIO = 200
 """The model's own limit: its image processor refuses more."""
 
