@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vlm_dft.config import PixelConfig
 from vlm_dft.data.canonical import CanonicalDataset, ImagePart, Message, Row
-from vlm_dft.data.pixels import FACTOR, MERGE_SIZE, num_visual_tokens, resized_size
+from vlm_dft.data.pixels import MERGE_SIZE, num_visual_tokens, patch_grid, resized_size
 from vlm_dft.data.template import ChatTemplate, Rendered
 from vlm_dft.errors import DatasetError
 
@@ -77,7 +77,6 @@ class Encoder:
         self.template = ChatTemplate.of(processor)
         self.pixels = pixels
         self._image_processor = processor.image_processor if self.template.vision else None
-        self.patch_size: int = FACTOR // MERGE_SIZE
 
     def num_tokens(self, row: Row) -> int:
         """Length of the encoded row, text and visual tokens, without opening an image."""
@@ -93,14 +92,9 @@ class Encoder:
 
     def encode_tokens(self, row: Row) -> Sample:
         """The same without pixel_values: no image is opened."""
-        grids = [self.grid(part) for part in row.images] if self.template.vision else []
+        grids = [patch_grid(part.width, part.height, self.pixels) for part in row.images]
         sample = self._sample(row.id, self.template.render(row), (None, torch.tensor(grids) if grids else None))
         return dataclasses.replace(sample, images=tuple(row.images))
-
-    def grid(self, part: ImagePart) -> tuple[int, int, int]:
-        """Frames, rows and columns of patches that a picture becomes. Raises DatasetError."""
-        width, height = resized_size(part.width, part.height, self.pixels)
-        return 1, height // self.patch_size, width // self.patch_size
 
     def picture(self, part: ImagePart, dataset: CanonicalDataset, row_id: str) -> Image.Image:
         """The resized picture as RGB. Raises DatasetError naming row and path when it is not what was validated."""

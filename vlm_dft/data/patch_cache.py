@@ -25,7 +25,7 @@ from torch import Tensor
 from vlm_dft.config import CacheConfig
 from vlm_dft.data.canonical import CanonicalDataset, ImagePart
 from vlm_dft.data.encoding import IMAGE_BACKEND, Encoder, Sample
-from vlm_dft.data.pixels import MERGE_SIZE
+from vlm_dft.data.pixels import FACTOR, MERGE_SIZE, PATCH_SIZE, patch_grid
 from vlm_dft.data.tensor_files import TensorFiles
 from vlm_dft.errors import ConfigError
 
@@ -38,7 +38,7 @@ class PatchCache:
     def __init__(self, config: CacheConfig, encoder: Encoder, dataset: CanonicalDataset) -> None:
         self._encoder = encoder
         self._dataset = dataset
-        settings = encoder.pixels.model_dump() | {"patches": encoder.patch_size, "backend": IMAGE_BACKEND}
+        settings = encoder.pixels.model_dump() | {"what": "patches", "backend": IMAGE_BACKEND}
         self._files = TensorFiles(config, settings, torch.uint8)
 
     def reserve(self, parts: Iterable[ImagePart]) -> int:
@@ -57,22 +57,22 @@ class PatchCache:
         found_PD = self._files.read(part.sha256, self._shape(part))
         if found_PD is not None:
             return found_PD
-        made_PD = patches_of(self._encoder.picture(part, self._dataset, row_id), self._encoder.patch_size)
+        made_PD = patches_of(self._encoder.picture(part, self._dataset, row_id))
         self._files.write(part.sha256, made_PD)
         return made_PD
 
     def _shape(self, part: ImagePart) -> tuple[int, int]:
-        _, rows, columns = self._encoder.grid(part)
-        return rows * columns, _CHANNELS * self._encoder.patch_size**2
+        _, rows, columns = patch_grid(part.width, part.height, self._encoder.pixels)
+        return rows * columns, _CHANNELS * PATCH_SIZE**2
 
 
-def patches_of(picture: Image.Image, patch_size: int, merge_size: int = MERGE_SIZE) -> Tensor:
+def patches_of(picture: Image.Image) -> Tensor:
     """P x D, uint8: in the processor's order, the 2 x 2 patches that become one token side by side."""
     pixels = np.asarray(picture)
-    rows, columns = pixels.shape[0] // patch_size // merge_size, pixels.shape[1] // patch_size // merge_size
-    blocks = pixels.reshape(rows, merge_size, patch_size, columns, merge_size, patch_size, _CHANNELS)
+    rows, columns = pixels.shape[0] // FACTOR, pixels.shape[1] // FACTOR
+    blocks = pixels.reshape(rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE, _CHANNELS)
     ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # row, column, row and column in the token, channel, y, x
-    return torch.from_numpy(ordered.reshape(-1, _CHANNELS * patch_size**2))
+    return torch.from_numpy(ordered.reshape(-1, _CHANNELS * PATCH_SIZE**2))
 
 
 class Normalisation:

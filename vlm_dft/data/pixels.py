@@ -12,9 +12,10 @@ import math
 from vlm_dft.config import PixelConfig
 from vlm_dft.errors import DatasetError
 
+PATCH_SIZE = 14
 MERGE_SIZE = 2
 """Patches per side of what becomes one token."""
-FACTOR = 14 * MERGE_SIZE
+FACTOR = PATCH_SIZE * MERGE_SIZE
 MAX_ASPECT_RATIO = 200
 """The model's own limit: its image processor refuses more."""
 
@@ -41,6 +42,12 @@ def resized_size(width: int, height: int, pixels: PixelConfig) -> tuple[int, int
             "raise max_pixels, or crop the image"
         )
     return new_width, new_height
+
+
+def patch_grid(width: int, height: int, pixels: PixelConfig) -> tuple[int, int, int]:
+    """Frames, rows and columns of patches that an image of this size becomes."""
+    new_width, new_height = resized_size(width, height, pixels)
+    return 1, new_height // PATCH_SIZE, new_width // PATCH_SIZE
 
 
 def num_visual_tokens(width: int, height: int, pixels: PixelConfig) -> int:
