@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Objective = Literal["nll", "dft"]
 DatasetFormat = Literal["wethink", "openai", "sharegpt"]
 BenchmarkKind = Literal["mathverse", "mathvision", "wemath"]
+Backend = Literal["auto", "native", "vlmevalkit"]
 
 
 class Frozen(BaseModel):
@@ -175,6 +176,8 @@ class BenchmarkConfig(Frozen):
 class GenerationSettings(Frozen):
     """How answers are asked for and generated, apart so that the API offers the same settings with the same limits."""
 
+    backend: Backend = "auto"
+    """Who asks and scores. auto: VLMEvalKit where it is installed and can score a benchmark, native otherwise."""
     prompt: Literal["direct", "cot"] = "direct"
     """Which of the benchmark's published prompts is used."""
     system_prompt: str | None = None
@@ -184,6 +187,15 @@ class GenerationSettings(Frozen):
     """0: greedy."""
     batch_size: int = Field(default=8, ge=1, le=1024)
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
+
+
+class VlmevalkitConfig(Frozen):
+    """How long VLMEvalKit's process may take before it is ended; what it did so far is kept."""
+
+    stall_timeout_seconds: float = Field(default=1800.0, gt=0.0)
+    """Without writing anything: longer than loading the model, and than one batch of answers."""
+    total_timeout_seconds: float = Field(default=7 * 86400.0, gt=0.0)
+    """For all benchmarks of one model together."""
 
 
 class EvalConfig(GenerationSettings):
@@ -196,6 +208,7 @@ class EvalConfig(GenerationSettings):
     include_base: bool = False
     """Score the base model of the training as well, on the same items with the same settings."""
     pixels: PixelConfig = PixelConfig()
+    vlmevalkit: VlmevalkitConfig = VlmevalkitConfig()
     resume_from: Path | None = None
     """Run directory of an earlier attempt: its predictions are kept where model, items and settings are the same."""
 
