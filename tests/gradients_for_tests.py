@@ -52,6 +52,7 @@ def gradient_of(config: TrainConfig, *, ranks: Ranks | None = None) -> dict[str,
         plan,
         micro_batch_size=config.micro_batch_size,
         pad_token_id=loaded.pad_token_id,
+        pack_length=config.pack_length,
         rank=ranks.rank,
         num_ranks=ranks.count,
     )

@@ -176,8 +176,8 @@ def test_rows_over_the_length_limit_are_dropped_and_counted_when_asked(
     loaded = load(tiny_qwen2, precision="fp32", device="cpu")
     config, run = run_for(tmp_path, tiny_qwen2, sums)
     corpus = open_corpus(sums, Encoder(loaded.processor, config.pixels), config, tiny_qwen2)
-    limit = sorted(corpus.lengths.values())[6]
-    longer = sum(length > limit for length in corpus.lengths.values())
+    limit = sorted(size.tokens for size in corpus.sizes.values())[6]
+    longer = sum(size.tokens > limit for size in corpus.sizes.values())
     assert 0 < longer < 10
     config, run = run_for(tmp_path, tiny_qwen2, sums, max_length_tokens=limit, on_overlong="drop")
     result = trainer.train(config, run)

@@ -4,6 +4,8 @@ The order depends on seed and epoch alone; a step's global batch is cut over ran
 the layout changes memory and speed and never what a step is made of. A step is found by its number: a resumed run reads
 nothing of what it skips.
 Knows nothing about models or losses.
+
+Shapes: B rows of a micro-batch (1 for a pack), T tokens of a row, N = B x T.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlm_dft.config import TrainConfig
 from vlm_dft.data.canonical import ROWS_NAME, CanonicalDataset, Row
-from vlm_dft.data.collate import collate
+from vlm_dft.data.collate import collate, pack
 from vlm_dft.data.encoding import Encoder, Sample
+from vlm_dft.data.pixels import num_visual_tokens
 from vlm_dft.data.tokens import row_tokens, tokenizer_sha256
 from vlm_dft.errors import DatasetError, SampleTooLongError, VlmDftError
 from vlm_dft.head import IGNORED
+from vlm_dft.packing import Size, balanced, packed
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +74,8 @@ class Corpus:
     encoder: Encoder
     kept: tuple[int, ...]
     """Indices of the rows that fit."""
-    lengths: dict[int, int]
-    """Tokens of each kept row, text and visual."""
+    sizes: dict[int, Size]
+    """Of each kept row."""
 
     @property
     def dropped(self) -> int:
@@ -91,30 +95,33 @@ def open_corpus(path: Path, encoder: Encoder, config: TrainConfig, tokenizer: Pa
     dataset = CanonicalDataset.open(path)
     rows = Rows(dataset)
     counted = dataset.manifest.tokenizer_sha256 == tokenizer_sha256(tokenizer)
-    lengths, overlong = {}, []
+    limit = min(config.max_length_tokens, config.pack_length or config.max_length_tokens)
+    sizes, overlong = {}, []
     for index in range(len(rows)):
         row = rows[index]
         use_count = counted and row.text_tokens is not None
         length = row_tokens(row, config.pixels) if use_count else encoder.num_tokens(row)
-        if length <= config.max_length_tokens:
-            lengths[index] = length
+        if length <= limit:
+            visual = sum(num_visual_tokens(part.width, part.height, config.pixels) for part in row.images)
+            sizes[index] = Size(length, visual)
         else:
             overlong.append(f"{row.id} ({length} tokens)")
     _report_overlong(path, overlong, config)
-    if not lengths:
+    if not sizes:
         raise DatasetError(f"{path} has no row to train on: {len(rows)} rows, {len(overlong)} of them too long")
-    return Corpus(dataset, rows, encoder, tuple(lengths), lengths)
+    return Corpus(dataset, rows, encoder, tuple(sizes), sizes)
 
 
 def _report_overlong(path: Path, overlong: list[str], config: TrainConfig) -> None:
     if not overlong:
         return
     named = ", ".join(overlong[:_NAMED_ROWS]) + (", ..." if len(overlong) > _NAMED_ROWS else "")
-    found = f"{len(overlong)} rows of {path} are longer than max_length_tokens {config.max_length_tokens}: {named}"
+    by_pack = config.pack_length is not None and config.pack_length < config.max_length_tokens
+    name = "pack_length_tokens" if by_pack else "max_length_tokens"
+    found = f"{len(overlong)} rows of {path} are longer than {name} {getattr(config, name)}: {named}"
     if config.on_overlong == "error":
         raise SampleTooLongError(
-            f"{found}. Raise max_length_tokens, lower pixels.max_pixels, or set on_overlong to drop",
-            param="train.max_length_tokens",
+            f"{found}. Raise {name}, lower pixels.max_pixels, or set on_overlong to drop", param=f"train.{name}"
         )
     log.warning("left out: %s", found)
 
@@ -165,18 +172,27 @@ class MicroBatch:
 
     inputs: dict[str, Tensor]
     """The model's inputs, without labels."""
-    labels_BT: Tensor  # noqa: N815
+    labels_BT: Tensor
     """Shifted: beside the position that predicts them."""
     row_ids: tuple[str, ...]
     num_tokens: int
     """Supervised ones."""
     input_tokens: int
     """All but padding."""
+    segment_lengths: tuple[int, ...] | None = None
+    """Of a pack: tokens of each of its samples."""
 
     @property
     def padded_tokens(self) -> int:
         """What a forward pass computes."""
         return self.labels_BT.numel()
+
+    @property
+    def segments_N(self) -> Tensor:  # noqa: N802  shapes are suffixes
+        """Which sample, 0..., a position belongs to."""
+        rows, tokens = self.labels_BT.shape
+        lengths = torch.tensor(self.segment_lengths or (tokens,) * rows)
+        return torch.arange(len(lengths)).repeat_interleave(lengths)
 
     def to(self, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
@@ -193,42 +209,56 @@ class Steps(Dataset[Any]):
         *,
         micro_batch_size: int,
         pad_token_id: int,
+        pack_length: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
         num_workers: int = 0,
     ) -> None:
-        """num_workers: processes that prepare steps ahead of time."""
+        """pack_length: tokens of a pack, for packing. num_workers: processes that prepare steps ahead of time."""
         self.corpus = corpus
         self.plan = plan
         self.micro_batch_size = micro_batch_size
         self.pad_token_id = pad_token_id
+        self.pack_length = pack_length
         self.rank, self.num_ranks = rank, num_ranks
         self.num_workers = num_workers
         self._cache: dict[int, Sample] = {}
         self._cache_room = 0 if num_workers else _CACHE_BYTES
 
     def __getitem__(self, step: int) -> list[MicroBatch] | VlmDftError:
-        share = self.plan.batch(step)[self.rank :: self.num_ranks]
-        # Samples of like length share a micro-batch: less padding, the same sum.
-        share = sorted(share, key=self.corpus.lengths.__getitem__)
-        size = self.micro_batch_size
         try:
-            return [self._micro_batch(share[start : start + size]) for start in range(0, len(share), size)]
+            return [self._micro_batch(indices) for indices in self.layout(self.plan.batch(step))]
         except VlmDftError as error:
             # Returned, because a loader process would re-raise it as another exception.
             return error
 
+    def layout(self, batch: list[int]) -> list[list[int]]:
+        """This rank's micro-batches of a global batch, by the rows' numbers; nothing is opened."""
+        sizes = self.corpus.sizes
+        if self.pack_length is not None:
+            mine = balanced([sizes[index] for index in batch], self.num_ranks)[self.rank]
+            share = [batch[place] for place in mine]
+            packs = packed([sizes[index] for index in share], self.pack_length)
+            return [[share[place] for place in places] for places in packs]
+        # Samples of like length share a micro-batch: less padding, the same sum.
+        share = sorted(batch[self.rank :: self.num_ranks], key=lambda index: sizes[index].tokens)
+        return [share[start : start + self.micro_batch_size] for start in range(0, len(share), self.micro_batch_size)]
+
     def _micro_batch(self, indices: list[int]) -> MicroBatch:
         samples = [self._sample(index) for index in indices]
-        inputs = collate(samples, self.pad_token_id)
-        labels_BT = inputs.pop("labels")
-        shifted_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
+        lengths = tuple(len(sample) for sample in samples)
+        inputs = collate(samples, self.pad_token_id) if self.pack_length is None else pack(samples)
+        shifted_BT = torch.nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+        if self.pack_length is not None:
+            # No sample's last token predicts the next sample's first.
+            shifted_BT[:, torch.tensor(lengths).cumsum(0) - 1] = IGNORED
         return MicroBatch(
             inputs=inputs,
             labels_BT=shifted_BT,
             row_ids=tuple(sample.row_id for sample in samples),
             num_tokens=int((shifted_BT != IGNORED).sum()),
-            input_tokens=sum(len(sample) for sample in samples),
+            input_tokens=sum(lengths),
+            segment_lengths=None if self.pack_length is None else lengths,
         )
 
     def _sample(self, index: int) -> Sample:

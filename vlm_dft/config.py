@@ -109,7 +109,11 @@ class Hyperparameters(Frozen):
     batch_size: int = Field(default=16, ge=1, le=65536)
     """Samples per optimizer step, over all devices and accumulation."""
     micro_batch_size: int = Field(default=1, ge=1, le=4096)
-    """Samples per forward pass on one device; changes memory and speed, never the gradient."""
+    """Samples per forward pass on one device; changes memory and speed, never the gradient. Without packing."""
+    packing: bool = False
+    """Put a step's samples one after another into packs, without padding; changes memory and speed alone."""
+    pack_length_tokens: int | None = Field(default=None, ge=8, le=10_000_000)
+    """Most tokens in one pack, which is one forward pass; None: max_length_tokens. No sample may be longer."""
     max_length_tokens: int = Field(default=4096, ge=8, le=1_000_000)
     """Longest sample, text and visual tokens together. Samples are never shortened."""
     on_overlong: Literal["error", "drop"] = "error"
@@ -196,6 +200,22 @@ class VlmevalkitConfig(Frozen):
     """Without writing anything: longer than loading the model, and than one batch of answers."""
     total_timeout_seconds: float = Field(default=7 * 86400.0, gt=0.0)
     """For all benchmarks of one model together."""
+
+    @model_validator(mode="after")
+    def _packs_or_micro_batches(self) -> Self:
+        if self.packing and self.micro_batch_size != 1:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} means nothing with packing: pack_length_tokens decides "
+                "how many samples share a forward pass"
+            )
+        if self.pack_length_tokens is not None and not self.packing:
+            raise ValueError(f"pack_length_tokens {self.pack_length_tokens} needs packing: set packing to true")
+        return self
+
+    @property
+    def pack_length(self) -> int | None:
+        """Tokens of a pack; None without packing."""
+        return (self.pack_length_tokens or self.max_length_tokens) if self.packing else None
 
 
 class EvalConfig(GenerationSettings):

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
 from vlm_dft import objectives
+from vlm_dft.attention import pack_arguments, use_packed_attention
 from vlm_dft.batches import MicroBatch, derived_seed
 from vlm_dft.config import TrainConfig
 from vlm_dft.errors import NanLossError, OutOfMemoryError
@@ -59,6 +60,8 @@ class Optimization:
         self._largest_tokens = 0
         _cast(loaded)
         set_use_cache(loaded.model, False)
+        if config.packing:
+            use_packed_attention(base_of(loaded.model))
         if config.gradient_checkpointing:
             _checkpoint_activations(base_of(loaded.model))
         self.parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
@@ -139,6 +142,8 @@ class Optimization:
     def _forward(self, micro_batch: MicroBatch) -> LossSums:
         """The model's body, then the head over supervised rows only."""
         inputs, labels_BT = micro_batch.to(self._ranks.device)
+        if micro_batch.segment_lengths is not None:
+            inputs |= pack_arguments(micro_batch.segment_lengths, self._ranks.device)
         body = base_of(self._loaded.model).base_model
         narrow = self._loaded.dtype != torch.float32
         with torch.autocast(self._ranks.device.type, dtype=self._loaded.dtype, enabled=narrow):

@@ -191,6 +191,7 @@ class _Training:
             plan,
             micro_batch_size=self.config.micro_batch_size,
             pad_token_id=self.loaded.pad_token_id,
+            pack_length=self.config.pack_length,
             rank=self.ranks.rank,
             num_ranks=self.ranks.count,
             num_workers=num_workers,

@@ -1,0 +1,212 @@
+"""Packing: planned from lengths alone, and nothing but memory and speed changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from datasets_for_tests import shapes_dataset, sums_dataset
+from gradients_for_tests import BATCH, config_of, definition_of, gradient_of, loaded_for, relative
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from vlm_dft.attention import PACKED_ATTENTION, pack_arguments, packed_attention, use_packed_attention
+from vlm_dft.batches import Plan, Steps, open_corpus
+from vlm_dft.config import LoraConfig, PixelConfig
+from vlm_dft.data.canonical import ImagePart, Message, TextPart
+from vlm_dft.data.collate import collate, pack, positions_4T
+from vlm_dft.data.encoding import Encoder, Sample
+from vlm_dft.errors import ModelError, SampleTooLongError
+from vlm_dft.model import LoadedModel, load, set_use_cache
+from vlm_dft.packing import Size, balanced, packed
+
+sizes_and_length = st.lists(st.integers(1, 400), max_size=40).flatmap(
+    lambda tokens: st.tuples(st.just([Size(t, t // 2) for t in tokens]), st.integers(max(tokens, default=1), 900))
+)
+
+
+@given(sizes_and_length)
+def test_every_sample_is_in_one_pack_and_no_pack_is_too_long(drawn: tuple[list[Size], int]):
+    sizes, length = drawn
+    packs = packed(sizes, length)
+    assert sorted(place for one in packs for place in one) == list(range(len(sizes)))
+    assert all(0 < sum(sizes[place].tokens for place in one) <= length for one in packs)
+    assert packs == packed(sizes, length)
+    total = sum(size.tokens for size in sizes)
+    assert len(packs) <= 2 * total / length + 1  # at most one pack is half empty
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 5))
+def test_shares_of_ranks_differ_by_one_sample_at_most(tokens: list[int], count: int):
+    sizes = [Size(t) for t in tokens]
+    shares = balanced(sizes, count)
+    assert sorted(place for share in shares for place in share) == list(range(len(sizes)))
+    costs = [sum(sizes[place].cost for place in share) for share in shares]
+    assert max(costs) - min(costs) <= max(size.cost for size in sizes)
+
+
+def test_packs_of_the_same_number_of_samples_are_even():
+    packs = packed([Size(300), Size(290), Size(20), Size(10)], 600)
+    assert packs == [[0, 3], [1, 2]]  # best-fit alone would leave 580 and 40
+    assert packed([Size(tokens) for tokens in (400, 300, 300, 200)], 600) == [[0, 3], [1, 2]]
+
+
+def test_long_packs_are_nearly_full():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(100, 1400, (256,), generator=generator).tolist()
+    packs = packed([Size(t) for t in tokens], 8192)
+    assert sum(tokens) / (8192 * len(packs)) > 0.97
+
+
+def test_planning_opens_no_picture(tiny_vlm: Path, tmp_path: Path):
+    dataset = shapes_dataset(tmp_path / "dataset", BATCH)
+    for image in (dataset / "images").iterdir():
+        image.unlink()
+    config = config_of(tiny_vlm, dataset, "dft", packing=True)
+    encoder = Encoder(load(tiny_vlm, device="cpu").processor, config.pixels)
+    corpus = open_corpus(dataset, encoder, config, tiny_vlm)
+    steps = Steps(corpus, Plan(corpus.kept, 4, seed=0), micro_batch_size=1, pad_token_id=0, pack_length=170)
+    assert [len(indices) for indices in steps.layout([0, 1, 2, 3])] == [2, 2]
+    sizes = [corpus.sizes[index] for index in (0, 3)]
+    assert (sizes[0].visual_tokens, sizes[1].visual_tokens) == (4, 0)
+
+
+def samples_of(loaded: LoadedModel) -> list[Sample]:
+    """Without, with one and with two pictures of different shapes; for text models of different lengths."""
+    encoder = Encoder(loaded.processor, PixelConfig())
+    samples = []
+    for index, shapes in enumerate([((84, 56),), (), ((28, 140), (112, 112)), ()]):
+        shapes = shapes if loaded.is_vision else ()
+        images = [Image.linear_gradient("L").resize(size).convert("RGB") for size in shapes]
+        parts = [ImagePart(image="", sha256="", width=width, height=height) for width, height in shapes]
+        message = Message(role="user", content=(*parts, TextPart(text="How many shapes are there? " * (index + 1))))
+        samples.append(encoder.encode_prompt([message], images, row_id=str(index)))
+    return samples
+
+
+def test_positions_are_those_that_the_model_computes(tiny_vlm: Path):
+    loaded = load(tiny_vlm, device="cpu")
+    for sample in samples_of(loaded):
+        found_4T = positions_4T(sample)
+        assert torch.equal(found_4T[0], torch.arange(len(sample)))
+        if sample.image_grid_thw is None:
+            assert torch.equal(found_4T[1:], torch.arange(len(sample)).expand(3, -1))
+            continue
+        assert sample.mm_token_type_ids_T is not None
+        expected_3BT, _ = loaded.model.model.get_rope_index(
+            sample.input_ids_T[None], sample.mm_token_type_ids_T[None], image_grid_thw=sample.image_grid_thw
+        )
+        assert torch.equal(found_4T[1:], expected_3BT[:, 0])
+
+
+def packed_logits(loaded: LoadedModel, samples: list[Sample]) -> list[torch.Tensor]:
+    inputs = pack(samples)
+    inputs.pop("labels")
+    lengths = tuple(len(sample) for sample in samples)
+    with torch.no_grad():
+        logits_BTV = loaded.model(**inputs, **pack_arguments(lengths, loaded.device), use_cache=False).logits
+    return list(logits_BTV[0].split(lengths))
+
+
+@pytest.mark.parametrize("family", ["tiny_vlm", "tiny_qwen2", "tiny_llama"])
+def test_packed_logits_equal_those_of_each_sample_alone(family: str, request: pytest.FixtureRequest):
+    loaded = load(request.getfixturevalue(family), device="cpu")
+    samples = samples_of(loaded)
+    expected = []
+    for sample in samples:
+        inputs = collate([sample], loaded.pad_token_id)
+        inputs.pop("labels")
+        with torch.no_grad():
+            expected.append(loaded.model(**inputs).logits[0])
+    set_use_cache(loaded.model, False)
+    use_packed_attention(loaded.model)
+    for found_TV, alone_TV in zip(packed_logits(loaded, samples), expected, strict=True):
+        assert (found_TV - alone_TV).abs().max() < 1e-6
+    # What comes before a sample is nothing to it, bit for bit.
+    assert torch.equal(packed_logits(loaded, samples[1:])[0], packed_logits(loaded, [samples[3], samples[1]])[1])
+
+
+def test_inputs_that_are_no_packs_get_stock_attention(tiny_vlm: Path):
+    loaded = load(tiny_vlm, device="cpu")
+    for side in ("left", "right"):
+        inputs = collate(samples_of(loaded), loaded.pad_token_id, side)
+        inputs.pop("labels")
+        logits = []
+        for name in ("sdpa", PACKED_ATTENTION):
+            loaded.model.set_attn_implementation({"text_config": name})
+            with torch.no_grad():
+                logits.append(loaded.model(**inputs).logits)
+        assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("objective", ["nll", "dft"])
+@pytest.mark.parametrize("family", ["tiny_vlm", "tiny_qwen2", "tiny_llama"])
+def test_packed_gradients_are_those_of_each_sample_alone(
+    family: str, objective: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    model = request.getfixturevalue(family)
+    is_vision = family == "tiny_vlm"
+    dataset = (shapes_dataset if is_vision else sums_dataset)(tmp_path / "dataset", BATCH, masked=[1, 4])
+    expected = definition_of(config_of(model, dataset, objective))
+    for pack_length in (90, 170, 4096):
+        config = config_of(model, dataset, objective, packing=True, pack_length_tokens=pack_length)
+        assert relative(gradient_of(config), expected) < 1e-5
+
+
+def test_packed_gradients_survive_checkpointing_and_lora(tiny_vlm: Path, tmp_path: Path):
+    dataset = shapes_dataset(tmp_path / "dataset", BATCH)
+    adapter = LoraConfig(targets="all")
+    expected = definition_of(config_of(tiny_vlm, dataset, "dft", adapter=adapter))
+    config = config_of(tiny_vlm, dataset, "dft", adapter=adapter, packing=True, gradient_checkpointing=True)
+    assert relative(gradient_of(config), expected) < 1e-5
+
+
+def test_a_sample_longer_than_the_pack_is_refused_by_name(tiny_qwen2: Path, tmp_path: Path):
+    dataset = sums_dataset(tmp_path / "dataset", 4)
+    config = config_of(tiny_qwen2, dataset, "dft", packing=True, pack_length_tokens=60)
+    encoder = Encoder(loaded_for(config).processor, config.pixels)
+    with pytest.raises(
+        SampleTooLongError, match=r"longer than pack_length_tokens 60: test\.jsonl:\d \(\d+ tokens\).*Raise pack_length"
+    ):
+        open_corpus(dataset, encoder, config, tiny_qwen2)
+
+
+def test_packing_settings_that_contradict_each_other_are_refused(tiny_qwen2: Path, tmp_path: Path):
+    with pytest.raises(ValidationError, match="micro_batch_size 4 means nothing with packing"):
+        config_of(tiny_qwen2, tmp_path, "dft", packing=True, micro_batch_size=4)
+    with pytest.raises(ValidationError, match="pack_length_tokens 512 needs packing"):
+        config_of(tiny_qwen2, tmp_path, "dft", pack_length_tokens=512)
+
+
+def test_a_model_with_sliding_windows_is_not_packed(tiny_qwen2: Path):
+    loaded = load(tiny_qwen2, device="cpu")
+    loaded.model.config.layer_types = ["sliding_attention", "full_attention"]
+    with pytest.raises(ModelError, match="set packing to false"):
+        use_packed_attention(loaded.model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_flash_attention_over_a_pack_equals_attention_per_sample():
+    generator = torch.Generator("cuda").manual_seed(0)
+    lengths = (130, 7, 300)
+
+    def heads(count: int) -> torch.Tensor:
+        return torch.randn(1, count, sum(lengths), 64, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+    query, key, value = heads(8), heads(2), heads(2)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 4, True
+    arguments = pack_arguments(lengths, query.device)
+    fast, _ = packed_attention(module, query, key, value, None, scaling=0.125, **arguments)
+    exact, _ = packed_attention(
+        module, query.float(), key.float(), value.float(), None, scaling=0.125, dropout=0.0, **arguments
+    )
+    assert (fast.float() - exact).norm() / exact.norm() < 1e-2

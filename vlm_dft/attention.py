@@ -1,0 +1,103 @@
+"""Attention over packs: several samples one after another in one row, none of which sees another.
+
+Each sample attends causally to itself alone. On a CPU, and in float32, that is one small attention per sample: a mask
+over the whole row would compute all the products that it then throws away. In half precision on a GPU it is torch's own
+FlashAttention over variable lengths. Inputs that are no packs get transformers' stock attention and masks.
+Knows nothing about which samples make up a pack (``vlm_dft.packing``).
+
+Shapes: B rows, H heads, K key-value heads, T tokens, D head size, S samples of a pack.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from vlm_dft.errors import ModelError
+
+PACKED_ATTENTION: Final = "vlm_dft_packed"
+"""The name under which transformers finds it."""
+
+_HALF: Final = (torch.float16, torch.bfloat16)
+
+
+def pack_arguments(segment_lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """What a model takes beside a pack, under the names that transformers gives them; no kernel has to ask for them."""
+    ends_S1 = torch.tensor((0, *segment_lengths)).cumsum(0).to(device, torch.int32, non_blocking=True)
+    longest = max(segment_lengths)
+    return {"cu_seq_lens_q": ends_S1, "cu_seq_lens_k": ends_S1, "max_length_q": longest, "max_length_k": longest}
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Make the language model's attention ready for packs. Raises ModelError for one that only sees a window."""
+    text_config = model.config.get_text_config()
+    if "sliding_attention" in (getattr(text_config, "layer_types", None) or ()):
+        raise ModelError("packing does not know sliding-window attention: set packing to false", param="train.packing")
+    is_composite = text_config is not model.config
+    model.set_attn_implementation({"text_config": PACKED_ATTENTION} if is_composite else PACKED_ATTENTION)
+
+
+def packed_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer: B x T x H x D. cu_seq_lens_q: ends of the samples, when B is one pack."""
+    heads = (query_BHTD, key_BKTD, value_BKTD)
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, *heads, attention_mask, **arguments)
+    assert attention_mask is None, "a pack has no padding to mask"
+    if query_BHTD.is_cuda and query_BHTD.dtype in _HALF and not arguments.get("dropout"):
+        assert max_length_q is not None, "pack_arguments gives both"
+        return _flash(heads, cu_seq_lens_q, max_length_q, arguments["scaling"]), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in heads)
+    parts = [
+        sdpa_attention_forward(module, query, key, value, None, **arguments)[0]
+        for query, key, value in zip(queries, keys, values, strict=True)
+    ]
+    return torch.cat(parts, dim=1), None
+
+
+def _flash(heads: tuple[Tensor, Tensor, Tensor], ends_S1: Tensor, longest: int, scaling: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    query_THD, key_TKD, value_TKD = (tensor.squeeze(0).transpose(0, 1) for tensor in heads)
+    causal = (-1, 0)
+    mixed_THD = varlen_attn(
+        query_THD,
+        key_TKD,
+        value_TKD,
+        ends_S1,
+        ends_S1,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=causal,
+        enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
+    )
+    assert isinstance(mixed_THD, Tensor), "no log-sum-exp was asked for"
+    return mixed_THD.unsqueeze(0)
+
+
+def _mask(*, attention_mask: Tensor | None = None, **arguments: Any) -> Tensor | None:
+    """Transformers' mask where there is padding. A pack needs none: the stock one would be T x T."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **arguments)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, _mask)
