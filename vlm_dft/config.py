@@ -127,6 +127,22 @@ class Hyperparameters(Frozen):
     """Only the newest ones are kept."""
     log_every_steps: int = Field(default=1, ge=1)
 
+    @model_validator(mode="after")
+    def _packs_or_micro_batches(self) -> Self:
+        if self.packing and self.micro_batch_size != 1:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} means nothing with packing: pack_length_tokens decides "
+                "how many samples share a forward pass"
+            )
+        if self.pack_length_tokens is not None and not self.packing:
+            raise ValueError(f"pack_length_tokens {self.pack_length_tokens} needs packing: set packing to true")
+        return self
+
+    @property
+    def pack_length(self) -> int | None:
+        """Tokens of a pack; None without packing."""
+        return (self.pack_length_tokens or self.max_length_tokens) if self.packing else None
+
 
 class TrainConfig(Hyperparameters):
     """One fine-tuning run. The defaults are the DFT paper's where it states them."""
@@ -200,22 +216,6 @@ class VlmevalkitConfig(Frozen):
     """Without writing anything: longer than loading the model, and than one batch of answers."""
     total_timeout_seconds: float = Field(default=7 * 86400.0, gt=0.0)
     """For all benchmarks of one model together."""
-
-    @model_validator(mode="after")
-    def _packs_or_micro_batches(self) -> Self:
-        if self.packing and self.micro_batch_size != 1:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} means nothing with packing: pack_length_tokens decides "
-                "how many samples share a forward pass"
-            )
-        if self.pack_length_tokens is not None and not self.packing:
-            raise ValueError(f"pack_length_tokens {self.pack_length_tokens} needs packing: set packing to true")
-        return self
-
-    @property
-    def pack_length(self) -> int | None:
-        """Tokens of a pack; None without packing."""
-        return (self.pack_length_tokens or self.max_length_tokens) if self.packing else None
 
 
 class EvalConfig(GenerationSettings):
