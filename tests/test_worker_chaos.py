@@ -118,7 +118,7 @@ def test_supervisor_that_was_stopped_too_long_finds_itself_fenced(stack: Stack) 
 
 def test_killed_pool_child_is_replaced_and_its_successor_drains_to_the_last_step(stack: Stack) -> None:
     worker = stack.start_worker()
-    job_id = stack.submit(steps=60, checkpoint_every=1000)
+    job_id = stack.submit(steps=45, checkpoint_every=1000)
     line = stack.wait_for_step(job_id, 3)
     [child] = children_of(worker.pid)
     os.kill(child, signal.SIGKILL)
@@ -130,7 +130,7 @@ def test_killed_pool_child_is_replaced_and_its_successor_drains_to_the_last_step
     assert stack.job(job_id).crashes == 1, "the drain is none"
     stack.start_worker()
     stack.wait_for_end(job_id)
-    assert_whole(stack, job_id, 60)
+    assert_whole(stack, job_id, 45)
     assert resumed_steps(stack, job_id) == [None, None, interrupted["step"]], "not one step of the drained one is lost"
 
 
