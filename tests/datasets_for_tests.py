@@ -80,6 +80,6 @@ def shapes_dataset(path: Path, count: int = 8, *, masked: Sequence[int] = (), te
 
 def metrics_of(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl without what no two runs share: times and memory."""
-    varying = {"time", "tokens_per_second", "samples_per_second", "peak_memory_gib"}
+    varying = {"time", "tokens_per_second", "samples_per_second", "peak_memory_gib", "data_wait_share"}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in varying} for line in lines]

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -65,6 +65,14 @@ class Rows:
             return Row.model_validate_json(file.readline())
 
 
+class PictureSource(Protocol):
+    """A cache of pictures (``vlm_dft.pictures``)."""
+
+    def attach(self, sample: Sample) -> Sample:
+        """A sample that encode_tokens made, with its pictures."""
+        ...
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A dataset as one model sees it: which rows fit, and how long they are."""
@@ -77,12 +85,17 @@ class Corpus:
     sizes: dict[int, Size]
     """Of each kept row."""
 
+    pictures: PictureSource | None = None
+    """Attaches pictures to samples; None: samples bring their own, decoded from the image files."""
+
     @property
     def dropped(self) -> int:
         return len(self.rows) - len(self.kept)
 
     def sample(self, index: int) -> Sample:
-        return self.encoder.encode(self.rows[index], self.dataset)
+        """One row encoded; without pictures where a cache attaches them."""
+        row = self.rows[index]
+        return self.encoder.encode(row, self.dataset) if self.pictures is None else self.encoder.encode_tokens(row)
 
 
 def open_corpus(path: Path, encoder: Encoder, config: TrainConfig, tokenizer: Path) -> Corpus:
@@ -223,7 +236,7 @@ class Steps(Dataset[Any]):
         self.rank, self.num_ranks = rank, num_ranks
         self.num_workers = num_workers
         self._cache: dict[int, Sample] = {}
-        self._cache_room = 0 if num_workers else _CACHE_BYTES
+        self._cache_room = _CACHE_BYTES // max(1, num_workers)
 
     def __getitem__(self, step: int) -> list[MicroBatch] | VlmDftError:
         try:
@@ -263,13 +276,13 @@ class Steps(Dataset[Any]):
 
     def _sample(self, index: int) -> Sample:
         """Encoded once where memory allows: a small dataset costs its images and tokens in the first epoch only."""
-        if index in self._cache:
-            return self._cache[index]
-        sample = self.corpus.sample(index)
-        self._cache_room -= _num_bytes(sample)
-        if self._cache_room >= 0:
-            self._cache[index] = sample
-        return sample
+        sample = self._cache.get(index)
+        if sample is None:
+            sample = self.corpus.sample(index)
+            self._cache_room -= _num_bytes(sample)
+            if self._cache_room >= 0:
+                self._cache[index] = sample
+        return sample if self.corpus.pictures is None else self.corpus.pictures.attach(sample)
 
     def read(self, start: int = 0) -> Iterator[list[MicroBatch]]:
         """Steps from start to the plan's end, in order. Raises the DatasetError of a sample that cannot be encoded."""
@@ -278,7 +291,7 @@ class Steps(Dataset[Any]):
             batch_size=None,
             sampler=range(start, self.plan.total_steps),  # pyright: ignore[reportArgumentType]  (any iterable will do)
             num_workers=self.num_workers,
-            worker_init_fn=_start_worker if self.num_workers else None,
+            worker_init_fn=start_loader_process if self.num_workers else None,
         )
         for item in loader:
             if isinstance(item, VlmDftError):
@@ -290,7 +303,7 @@ def _num_bytes(sample: Sample) -> int:
     return sum(value.nbytes for value in vars(sample).values() if isinstance(value, Tensor))
 
 
-def _start_worker(_: int) -> None:
+def start_loader_process(_: int) -> None:
     # The loader's processes are the trainer's to end: its own signal handling is not theirs.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

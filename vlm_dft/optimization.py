@@ -34,6 +34,7 @@ from vlm_dft.head import STATISTICS, LossSums, objective_loss
 from vlm_dft.model import LoadedModel, base_of, language_head, set_use_cache
 from vlm_dft.ranks import Ranks
 from vlm_dft.telemetry import StepCounts
+from vlm_dft.vision_inputs import VisionInputs
 
 _ADAM_BYTES_PER_PARAMETER = 12  # gradient and two moments in float32
 
@@ -58,6 +59,7 @@ class Optimization:
         self._ranks = ranks
         self._objective = objectives.from_config(config.objective)
         self._largest_tokens = 0
+        self._vision_inputs = VisionInputs(loaded.processor)
         _cast(loaded)
         set_use_cache(loaded.model, False)
         if config.packing:
@@ -147,7 +149,7 @@ class Optimization:
         body = base_of(self._loaded.model).base_model
         narrow = self._loaded.dtype != torch.float32
         with torch.autocast(self._ranks.device.type, dtype=self._loaded.dtype, enabled=narrow):
-            hidden_BTD = body(**inputs, use_cache=False).last_hidden_state
+            hidden_BTD = body(**self._vision_inputs(inputs), use_cache=False).last_hidden_state
         head = language_head(self._loaded.model)
         return objective_loss(
             hidden_BTD.flatten(0, 1).to(self._loaded.dtype),

@@ -74,6 +74,8 @@ class StepMetrics(Record):
     tokens_per_second: float
     samples_per_second: float
     peak_memory_gib: float
+    data_wait_share: float | None = None
+    """Share of the step's time in which the device waited for its data."""
     time: float
     """Seconds since the epoch."""
 

@@ -52,9 +52,10 @@ def step_metrics(
     grad_norm: float,
     learning_rate: float,
     seconds: float,
+    waited_seconds: float,
     device: torch.device,
 ) -> StepMetrics:
-    """One line of metrics.jsonl; seconds is the time of this one step."""
+    """One line of metrics.jsonl; seconds is the time of this one step, waited_seconds the part before its data came."""
     sums = counts.sums
     squared = counts.num_tokens * sums["weight_sq_sum"]
     return StepMetrics(
@@ -77,6 +78,7 @@ def step_metrics(
         tokens_per_second=counts.input_tokens / seconds,
         samples_per_second=counts.num_samples / seconds,
         peak_memory_gib=peak_memory_gib(device),
+        data_wait_share=waited_seconds / seconds,
         time=time.time(),
     )
 

@@ -33,6 +33,7 @@ from vlm_dft.interruption import Interrupted, StopRequest
 from vlm_dft.model import LoadedModel, adapt, load
 from vlm_dft.model_files import locate
 from vlm_dft.optimization import Optimization, StepOutcome
+from vlm_dft.pictures import Pictures
 from vlm_dft.ranks import Ranks
 from vlm_dft.results import StepMetrics, TrainResult, ValidationMetrics
 from vlm_dft.run_dir import RunDir
@@ -72,6 +73,7 @@ class _Training:
             self.state = checkpoint.open_checkpoint(resume, config, fingerprint)
         self.resumed_from_step = self.state.step if resume is not None else None
         self.loaded = _load(config, resume, ranks)
+        self.pictures = Pictures(self.loaded, config, ranks)
         self.corpus = self._open(config.dataset)
         self.plan = Plan(
             self.corpus.kept, config.batch_size, seed=config.seed, epochs=config.n_epochs, max_steps=config.max_steps
@@ -79,6 +81,8 @@ class _Training:
         self.steps = self._steps(self.corpus, self.plan, num_loader_workers(ranks.device, ranks.count))
         self.validation = self._open_validation()
         self.optimization = Optimization(self.loaded, config, ranks, self.plan.total_steps)
+        used = [self.steps] if self.validation is None else [self.steps, self.validation]
+        self.pictures.prepare(*((steps.corpus, steps.plan) for steps in used))
         if resume is not None:
             self._resume(resume)
         self.reporter.forget_after(self.state.step)
@@ -104,8 +108,9 @@ class _Training:
             self._stop_if_asked()
         finished = time.monotonic()
         for micro_batches in self.steps.read(self.state.step):
+            waited = time.monotonic() - finished
             outcome = self.optimization.step(self.state.step, micro_batches)
-            metrics = self._record(outcome, time.monotonic() - finished)
+            metrics = self._record(outcome, time.monotonic() - finished, waited)
             stopping = self.ranks.any(self.stop.requested)
             is_last = self.state.step == self.plan.total_steps
             if stopping or is_last or self.state.step % self.config.checkpoint_every_steps == 0:
@@ -113,7 +118,7 @@ class _Training:
                 self._stop_if_asked()
             finished = time.monotonic()
 
-    def _record(self, outcome: StepOutcome, seconds: float) -> StepMetrics:
+    def _record(self, outcome: StepOutcome, seconds: float, waited_seconds: float) -> StepMetrics:
         """Count a step that was done; log it when it is one of those to log."""
         counts, before = outcome.counts, self.state
         self.state = before.model_copy(
@@ -134,6 +139,7 @@ class _Training:
             grad_norm=outcome.grad_norm,
             learning_rate=outcome.learning_rate,
             seconds=seconds,
+            waited_seconds=waited_seconds,
             device=self.ranks.device,
         )
         if step % self.config.log_every_steps == 0 or step == self.plan.total_steps:
@@ -177,7 +183,8 @@ class _Training:
 
     def _open(self, path: Path) -> Corpus:
         encoder = Encoder(self.loaded.processor, self.config.pixels)
-        return open_corpus(path, encoder, self.config, locate(self.config.model, self.config.revision))
+        tokenizer = locate(self.config.model, self.config.revision)
+        return self.pictures.of(open_corpus(path, encoder, self.config, tokenizer))
 
     def _open_validation(self) -> Steps | None:
         if self.config.validation_dataset is None:

@@ -45,9 +45,12 @@ def collate(
 
 
 def _pictures(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    pixels_PD = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
-    grids_I3 = [sample.image_grid_thw for sample in samples if sample.image_grid_thw is not None]
-    return {"pixel_values": torch.cat(pixels_PD), "image_grid_thw": torch.cat(grids_I3)} if pixels_PD else {}
+    inputs = {}
+    for name in ("pixel_values", "image_features", "image_grid_thw"):
+        tensors = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if tensors:
+            inputs[name] = torch.cat(tensors)
+    return inputs
 
 
 def pack(samples: Sequence[Sample]) -> dict[str, Tensor]:
