@@ -51,9 +51,9 @@ def asked_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ids: list[str] = []
     answers = Generator.answers
 
-    def counted(self: Generator, items: Any) -> Any:
+    def counted(self: Generator, items: Any, samples: Any = None) -> Any:
         ids.extend(item.id for item in items)
-        return answers(self, items)
+        return answers(self, items, samples)
 
     monkeypatch.setattr(Generator, "answers", counted)
     return ids

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Objective = Literal["nll", "dft"]
 DatasetFormat = Literal["wethink", "openai", "sharegpt"]
-BenchmarkKind = Literal["mathverse", "mathvision", "wemath"]
+BenchmarkKind = Literal["mathverse", "mathvision", "wemath", "text_math", "custom"]
+Scoring = Literal["option", "number", "latex", "exact"]
 Backend = Literal["auto", "native", "vlmevalkit"]
 
 
@@ -191,6 +192,14 @@ class BenchmarkConfig(Frozen):
     """A VLMEvalKit TSV, an official JSON or JSONL, or a directory that holds one (images beside it)."""
     limit: int | None = Field(default=None, ge=1)
     """Score only the first items; the score is then marked as a subset."""
+    scoring: Scoring | None = None
+    """How rows of a custom benchmark are graded that do not say so; None: by option where there are, else as LaTeX."""
+
+    @model_validator(mode="after")
+    def _scoring_belongs_to_custom(self) -> Self:
+        if self.scoring is not None and self.kind != "custom":
+            raise ValueError(f"scoring belongs to custom benchmarks: {self.kind} has its own")
+        return self
 
 
 class GenerationSettings(Frozen):
@@ -205,6 +214,8 @@ class GenerationSettings(Frozen):
     max_new_tokens: int = Field(default=2048, ge=1, le=65536)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     """0: greedy."""
+    samples_per_item: int = Field(default=1, ge=1, le=256)
+    """k: each item is answered k times, each time from a seed of its own, and the score is average@k."""
     batch_size: int = Field(default=8, ge=1, le=1024)
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
 

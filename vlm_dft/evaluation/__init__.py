@@ -1,13 +1,13 @@
-"""Scores on MathVerse, MathVision and We-Math, by generation and rules. Torch is imported by ``evaluate`` alone.
+"""Scores on MathVerse, MathVision, We-Math, text mathematics and custom benchmarks. Torch-free until it evaluates.
 
 items, sources            what an item is; benchmark files as records
-mathverse, mathvision, wemath (+ _dimensions, _areas), benchmarks
-                          one benchmark each: how it is read, graded and summed up
-answers, options, equality, arithmetic, latex
+mathverse, mathvision, wemath (+ _dimensions, _areas), text_math, custom, benchmarks
+                          one kind of benchmark each: how it is read, graded and summed up
+answers, options, equality, arithmetic, latex (+ _child)
                           where the answer stands, and whether it is right; no eval, no judge
 grading                   from grades to a number with its standard error
-generation, runner        the model's side
-predictions               every answer on disk, resumable
+runner, generation        the model's side
+answering, predictions    every answer on disk, resumable
 comparison, report        which scores may be compared, and their table
 """
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-Rule = Literal["answer_tag", "boxed", "benchmark", "phrase", "none"]
+Rule = Literal["answer_tag", "boxed", "benchmark", "phrase", "math_verify", "judge", "none"]
 
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 _THINK_END = "</think>"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import vlm_dft.torchvision_shim  # noqa: F401
@@ -27,6 +28,7 @@ from vlm_dft.data.collate import collate
 from vlm_dft.data.encoding import Encoder, Sample
 from vlm_dft.errors import DatasetError, EvaluationError, OutOfMemoryError
 from vlm_dft.evaluation.items import Item
+from vlm_dft.evaluation.predictions import sample_id
 from vlm_dft.model import LoadedModel, base_of
 
 
@@ -50,12 +52,19 @@ class Generator:
         # What generate() is not told it reads from here.
         base_of(loaded.model).generation_config = GenerationConfig()
 
-    def answers(self, items: Sequence[Item]) -> list[Generated]:
+    def answers(self, items: Sequence[Item], samples: Sequence[int] | None = None) -> list[Generated]:
         """One answer per item. An item that cannot be asked gets an error; a model that fails raises.
 
+        samples: which sample of its item each answer is, 0 by default; it decides the seed where there is one.
         Raises BenchmarkError for a picture that cannot be decoded, OutOfMemoryError, EvaluationError.
         """
-        encoded = [self.encoded(item) for item in items]
+        prompts = {item.id: self.encoded(item) for item in items}
+        encoded = [prompts[item.id] for item in items]
+        if samples is not None:
+            encoded = [
+                replace(entry, row_id=sample_id(entry.row_id, sample)) if isinstance(entry, Sample) else entry
+                for entry, sample in zip(encoded, samples, strict=True)
+            ]
         asked = [sample for sample in encoded if isinstance(sample, Sample)]
         answered = iter(self._generated(asked) if asked else [])
         return [entry if isinstance(entry, Generated) else next(answered) for entry in encoded]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm_dft.evaluation.answers import Rule
 from vlm_dft.evaluation.items import Item
@@ -29,7 +29,7 @@ class Grade:
     extracted: str | None
     """The answer that was compared; None when none was found, which counts as wrong."""
     rule: Rule
-    """Which rule found it."""
+    """Which rule, or the judge, found it."""
     correct: bool
 
 
@@ -66,9 +66,31 @@ class Summary:
     """What a benchmark makes of its grades; ``score`` adds who answered and how."""
 
     metric: str
-    estimate: Estimate
+    outcomes: tuple[Outcome, ...]
     by_category: Rates
     whole: bool
+
+    @property
+    def estimate(self) -> Estimate:
+        return mean_over_strata(self.outcomes)
+
+
+def average(passes: Sequence[Summary]) -> Summary:
+    """average@k of k passes over the same items: every number is the mean over passes; pass@k stands beside it.
+
+    Passes over one item are not independent: the standard error is that of the items' means.
+    """
+    if len(passes) == 1:
+        return passes[0]
+    k, first = len(passes), passes[0]
+    together = list(zip(*(summary.outcomes for summary in passes), strict=True))
+    means = [replace(units[0], value=math.fsum(unit.value for unit in units) / k) for units in together]
+    best = mean_over_strata([replace(units[0], value=max(unit.value for unit in units)) for units in together])
+    rates: Rates = {f"pass@{k}": {"value": best.value, "n": float(len(together))}}
+    for name, numbers in first.by_category.items():
+        rates[name] = {key: math.fsum(summary.by_category[name][key] for summary in passes) / k for key in numbers}
+    metric = f"average@{k}" if first.metric == "acc" else f"{first.metric}_average@{k}"
+    return Summary(metric, tuple(means), rates, first.whole)
 
 
 def mean_over_strata(outcomes: Sequence[Outcome]) -> Estimate:

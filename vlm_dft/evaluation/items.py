@@ -1,4 +1,4 @@
-"""What the three benchmarks have in common: an item, its picture, and a set of items. Torch-free.
+"""What all benchmarks have in common: an item, its picture, and a set of items. Torch-free.
 
 A picture stays encoded until it is needed: beside the benchmark file, or as the base64 text of a TSV cell.
 Knows nothing about file formats (``sources``) or about scoring.
@@ -99,6 +99,13 @@ class Item:
     """Letter -> text; empty for a free-form question."""
     categories: Mapping[str, str] = field(default_factory=dict)
     """Such as subject -> algebra."""
+    question: str = ""
+    """The question alone, for judges and comparisons; empty where the prompt holds nothing else."""
+
+    @property
+    def asked(self) -> str:
+        """The question, without instructions where the benchmark's file has it apart."""
+        return self.question or self.prompt
 
     def fingerprint(self) -> str:
         """Hash over everything that decides what is asked and what is right."""

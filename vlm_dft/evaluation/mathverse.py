@@ -16,7 +16,7 @@ from typing import Literal
 
 from vlm_dft.evaluation.answers import marked_answer, phrased_answer, without_reasoning
 from vlm_dft.evaluation.equality import is_same
-from vlm_dft.evaluation.grading import NO_ANSWER, Grade, Outcome, Summary, accuracies, mean_over_strata
+from vlm_dft.evaluation.grading import NO_ANSWER, Grade, Outcome, Summary, accuracies
 from vlm_dft.evaluation.items import Benchmark, Item
 from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.options import LETTERS, infer_option
@@ -60,6 +60,7 @@ def _item(source: Source, record: Record, prompt: Literal["direct", "cot"]) -> I
         answer=answer,
         options=_options(record, answer),
         categories={"version": version, "subject": metadata["subject"], "subfield": metadata["subfield"]},
+        question=record.optional("question_for_eval" if source.is_tsv else "question") or "",
     )
 
 
@@ -105,11 +106,11 @@ def grade(item: Item, response: str, latex: LatexProcess) -> Grade:
 def summarize(benchmark: Benchmark, grades: Mapping[str, Grade]) -> Summary:
     """Mean over versions; accuracy by version, subject and subfield, and by the latter two within each version."""
     items = benchmark.items
-    outcomes = [Outcome(float(grades[item.id].correct), item.group, item.categories["version"]) for item in items]
+    outcomes = tuple(Outcome(float(grades[item.id].correct), item.group, item.categories["version"]) for item in items)
     names = [("version",), ("subject",), ("subfield",), ("version", "subject"), ("version", "subfield")]
     return Summary(
         metric="mean_over_versions",
-        estimate=mean_over_strata(outcomes),
+        outcomes=outcomes,
         by_category=accuracies(items, grades, names),
         whole=benchmark.is_whole_file and _is_published(items),
     )

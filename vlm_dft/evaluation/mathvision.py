@@ -13,7 +13,7 @@ from typing import Literal
 
 from vlm_dft.evaluation.answers import marked_answer, phrased_answer, without_reasoning
 from vlm_dft.evaluation.equality import is_equal
-from vlm_dft.evaluation.grading import NO_ANSWER, Grade, Outcome, Summary, accuracies, mean_over_strata
+from vlm_dft.evaluation.grading import NO_ANSWER, Grade, Outcome, Summary, accuracies
 from vlm_dft.evaluation.items import Benchmark, Item
 from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.options import LETTERS, infer_option
@@ -52,6 +52,7 @@ def _item(source: Source, record: Record, prompt: Literal["direct", "cot"]) -> I
         answer=answer,
         options=options,
         categories=categories,
+        question=record.text("question"),
     )
 
 
@@ -100,7 +101,7 @@ def summarize(benchmark: Benchmark, grades: Mapping[str, Grade]) -> Summary:
     items = benchmark.items
     return Summary(
         metric="acc",
-        estimate=mean_over_strata([Outcome(float(grades[item.id].correct), item.group) for item in items]),
+        outcomes=tuple(Outcome(float(grades[item.id].correct), item.group) for item in items),
         by_category=accuracies(items, grades, [("subject",), ("level",)]),
         whole=benchmark.is_whole_file and len(items) in PUBLISHED_SIZES,
     )

@@ -6,7 +6,8 @@
     └── score.json             Score
 
 ``kill -9`` loses at most the batch in flight, and a rerun generates only what is missing. Predictions of another model
-or other settings are set aside under another name, never mixed and never deleted. Knows nothing about models.
+or other settings are set aside under another name, never mixed and never deleted; those that were only graded in
+another way are graded again. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +24,17 @@ from pydantic import ValidationError
 
 from vlm_dft.errors import EvaluationError
 from vlm_dft.evaluation.answers import Rule
+from vlm_dft.evaluation.grading import Grade
 from vlm_dft.results import Record
-from vlm_dft.run_dir import disk_errors, write_json
+from vlm_dft.run_dir import disk_errors, write_atomically, write_json
 
 PREDICTIONS_NAME = "predictions.jsonl"
 IDENTITY_NAME = "identity.json"
 SCORE_NAME = "score.json"
+
+
+GRADING = ("scorer", "judge")
+"""Parts of an identity that decide grades, not answers."""
 
 
 class Prediction(Record):
@@ -36,6 +42,8 @@ class Prediction(Record):
 
     id: str
     """The item's."""
+    sample: int = 0
+    """Which of the answers to the item, where it is answered several times."""
     prompt: str
     """What was asked beside the picture."""
     prediction: str
@@ -55,9 +63,27 @@ class Prediction(Record):
     """Why nothing was generated."""
 
     @property
+    def key(self) -> str:
+        """Unique in the file."""
+        return sample_id(self.id, self.sample)
+
+    @property
+    def grade(self) -> Grade:
+        return Grade(self.extracted, self.rule, self.correct)
+
+    def graded(self, grade: Grade) -> Prediction:
+        """The same answer, with this grade."""
+        return self.model_copy(update={"extracted": grade.extracted, "rule": grade.rule, "correct": grade.correct})
+
+    @property
     def failed(self) -> bool:
         """No usable generation: an error, or an empty text."""
         return self.finish_reason == "error" or not self.prediction.strip()
+
+
+def sample_id(item_id: str, sample: int) -> str:
+    """Name of one answer among several to an item; the first has the item's own."""
+    return f"{item_id}#{sample}" if sample else item_id
 
 
 @dataclass
@@ -66,24 +92,35 @@ class PredictionLog:
 
     directory: Path
     done: dict[str, Prediction]
-    """By item id, in the order they were written."""
+    """By ``Prediction.key``, in the order they were written."""
 
     @classmethod
-    def open(cls, directory: Path, identity: dict[str, Any], earlier: Iterable[Path] = ()) -> PredictionLog:
-        """Continue what directory holds if the same identity wrote it, else the first of earlier, else start anew."""
+    def open(
+        cls,
+        directory: Path,
+        identity: dict[str, Any],
+        earlier: Iterable[Path] = (),
+        regrade: Callable[[Prediction], Prediction] = lambda prediction: prediction,
+    ) -> PredictionLog:
+        """Continue what directory holds if the same identity wrote it, else the first of earlier, else start anew.
+
+        regrade: grades an answer as identity says; called where the answers fit and their grades do not.
+        """
         with disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
         log = cls(directory, {})
-        if _read_identity(directory) == identity:
+        here = _read_identity(directory)
+        if here == identity:
             log.done = _read(directory / PREDICTIONS_NAME)
             _cut_torn_line(directory / PREDICTIONS_NAME)
             return log
+        found = next((path for path in (directory, *earlier) if _same_answers(_read_identity(path), identity)), None)
+        predictions = list(_read(found / PREDICTIONS_NAME).values()) if found else []
+        if found and _read_identity(found) != identity:
+            predictions = [regrade(prediction) for prediction in predictions]
         _set_aside(directory)
         write_json(directory / IDENTITY_NAME, identity)
-        for found in earlier:
-            if _read_identity(found) == identity:
-                log.append(list(_read(found / PREDICTIONS_NAME).values()))
-                break
+        log.replace(predictions)
         return log
 
     def append(self, predictions: Sequence[Prediction]) -> None:
@@ -94,7 +131,13 @@ class PredictionLog:
             file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())
-        self.done |= {prediction.id: prediction for prediction in predictions}
+        self.done |= {prediction.key: prediction for prediction in predictions}
+
+    def replace(self, predictions: Sequence[Prediction]) -> None:
+        """Write the file anew, atomically. Raises DiskFullError."""
+        lines = "".join(prediction.model_dump_json() + "\n" for prediction in predictions)
+        write_atomically(self.directory / PREDICTIONS_NAME, lines.encode())
+        self.done = {prediction.key: prediction for prediction in predictions}
 
 
 def read_predictions(directory: Path) -> list[Prediction]:
@@ -111,6 +154,13 @@ def _read_identity(directory: Path) -> dict[str, Any] | None:
         raise EvaluationError(f"{directory / IDENTITY_NAME} is not JSON ({error}): remove the directory") from None
 
 
+def _same_answers(found: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    """Whether both generate the same answers, however they are graded."""
+    if found is None:
+        return False
+    return {**found, **dict.fromkeys(GRADING)} == {**wanted, **dict.fromkeys(GRADING)}
+
+
 def _read(path: Path) -> dict[str, Prediction]:
     """Complete lines; a torn last line (a process killed while writing) is left out."""
     try:
@@ -124,7 +174,7 @@ def _read(path: Path) -> dict[str, Prediction]:
         except ValidationError as error:
             reason = error.errors(include_url=False)[0]["msg"]
             raise EvaluationError(f"{path}: line {number} is not a prediction ({reason}): remove the file") from None
-        predictions[prediction.id] = prediction
+        predictions[prediction.key] = prediction
     return predictions
 
 

@@ -104,19 +104,20 @@ class Record:
 
     def strings(self, name: str) -> list[str]:
         """A list of strings; a TSV spells it as a Python or JSON list."""
-        value = self._literal(name)
+        value = self.literal(name)
         if not isinstance(value, list) or not all(isinstance(entry, str | int | float) for entry in value):
             raise self.error(name, "expected a list of strings")
         return [str(entry) for entry in value]
 
     def mapping(self, name: str) -> dict[str, Any]:
         """An object with string keys; a TSV spells it as a Python or JSON dictionary."""
-        value = self._literal(name)
+        value = self.literal(name)
         if not isinstance(value, dict):
             raise self.error(name, "expected an object")
         return {str(key): entry for key, entry in value.items()}
 
-    def _literal(self, name: str) -> Any:
+    def literal(self, name: str) -> Any:
+        """The field, a Python or JSON literal where it is text."""
         value = self.values.get(name)
         if not isinstance(value, str):
             return value

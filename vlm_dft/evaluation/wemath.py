@@ -60,6 +60,7 @@ def _item(source: Source, record: Record, prompt: Literal["direct", "cot"]) -> I
         answer=answer,
         options=options,
         categories={"steps": found[1], "part": found[2], "concept": record.text("knowledge concept")},
+        question=record.text("question"),
     )
 
 
@@ -123,7 +124,7 @@ def summarize(benchmark: Benchmark, grades: Mapping[str, Grade]) -> Summary:
     published = num_groups == PUBLISHED_GROUPS and benchmark.num_total == PUBLISHED_ROWS
     return Summary(
         metric=summary.metric if published else f"{summary.metric}_of_subset",
-        estimate=summary.estimate,
+        outcomes=summary.outcomes,
         by_category=summary.by_category,
         whole=published and benchmark.is_whole_file,
     )

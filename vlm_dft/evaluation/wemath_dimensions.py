@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlm_dft.errors import BenchmarkError
-from vlm_dft.evaluation.grading import Grade, Outcome, Rates, Summary, mean_over_strata
+from vlm_dft.evaluation.grading import Grade, Outcome, Rates, Summary
 from vlm_dft.evaluation.items import Benchmark, Item
 from vlm_dft.evaluation.wemath_areas import AREAS
 
@@ -67,10 +67,10 @@ def summarize_groups(benchmark: Benchmark, grades: Mapping[str, Grade]) -> tuple
         raise BenchmarkError(
             f"{benchmark.path}: no We-Math group is complete (a problem with all its steps), so there is no score"
         )
-    strict = [Outcome(VALUES[group.dimension(strict=True)], group.name) for group in groups]
+    strict = tuple(Outcome(VALUES[group.dimension(strict=True)], group.name) for group in groups)
     rates = {**four_dimensions(groups, strict=True), **four_dimensions(groups, strict=False)}
     rates |= step_accuracies(groups) | area_accuracies(groups)
-    return Summary("score_strict", mean_over_strata(strict), rates, whole=False), len(groups)
+    return Summary("score_strict", strict, rates, whole=False), len(groups)
 
 
 def four_dimensions(groups: Sequence[Group], *, strict: bool) -> Rates:

@@ -1,7 +1,8 @@
 """Which benchmarks this server has: one TSV, JSON, JSONL or directory each, under settings.resolved_benchmarks.
 
-What a benchmark is follows from its name: it contains mathverse, mathvision or wemath, however it is written
-(MathVerse_MINI, mathvision-testmini, we-math). Whether its files are whole is the evaluation's business.
+What a benchmark is says its manifest (``vlm_dft.evaluation.provision``), or else its name: it contains mathverse,
+mathvision, wemath or the name of a text benchmark, however it is written (MathVerse_MINI, we-math, gsm8k-test). Whether
+its files are whole is the evaluation's business.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Final
 
 from service.api.evaluations.requests import BenchmarkChoice
 from service.api.schemas import ResponseModel
 from service.errors import InvalidRequestError
 from vlm_dft.config import BenchmarkConfig, BenchmarkKind
 
+_KINDS: Final[dict[str, BenchmarkKind]] = {
+    "mathverse": "mathverse",
+    "mathvision": "mathvision",
+    "wemath": "wemath",
+    **dict.fromkeys(("math500", "gsm8k", "minerva", "olympiadbench", "aime", "amc"), "text_math"),
+}
 _SUFFIXES = frozenset({".tsv", ".json", ".jsonl"})
 _NAME = re.compile(BenchmarkConfig.model_fields["name"].metadata[-1].pattern)
 
@@ -42,9 +49,9 @@ def find_benchmarks(directory: Path) -> dict[str, tuple[BenchmarkKind, Path]]:
 
 
 def kind_of(name: str) -> BenchmarkKind | None:
-    """mathverse, mathvision or wemath, when the name contains it."""
+    """The kind whose name, or whose benchmark's name, the name contains."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return next((kind for kind in get_args(BenchmarkKind) if kind in plain), None)
+    return next((kind for part, kind in _KINDS.items() if part in plain), None)
 
 
 def resolve_benchmarks(

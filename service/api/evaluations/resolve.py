@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -16,7 +17,8 @@ from service.jobs.phases import Kind
 from service.jobs.store import NewJob
 from service.jobs.tables import Job
 from service.settings import Settings
-from vlm_dft.config import EvalConfig, GenerationSettings, PixelConfig, RunConfig
+from vlm_dft.config import BenchmarkConfig, EvalConfig, GenerationSettings, PixelConfig, RunConfig
+from vlm_dft.evaluation.benchmarks import WITH_PICTURES
 
 
 def resolve_evaluation(
@@ -25,12 +27,13 @@ def resolve_evaluation(
     """The evaluation that the request asks for. Raises InvalidRequestError."""
     with database.read() as s:
         model = registry.resolve(s, project, body.model)
-        need_vision(model, "model")
+        benchmarks = resolve_benchmarks(settings.resolved_benchmarks, body.benchmarks, body.limit, "benchmarks")
+        need_vision(model, benchmarks, "model")
         pixels = body.pixels or _training_pixels(s, project, registry, model)
     config = EvalConfig(
         model=model.source,
         revision=model.revision,
-        benchmarks=resolve_benchmarks(settings.resolved_benchmarks, body.benchmarks, body.limit, "benchmarks"),
+        benchmarks=benchmarks,
         pixels=pixels,
         **generation_settings(body),
     )
@@ -53,10 +56,11 @@ def generation_settings(body: GenerationSettings) -> dict[str, Any]:
     return body.model_dump(include=set(GenerationSettings.model_fields))
 
 
-def need_vision(model: ResolvedModel, param: str) -> None:
-    """Every benchmark that we have shows images. Raises InvalidRequestError for a text model."""
-    if not model.is_vision:
-        message = f"{param}: the benchmarks show images, and {model.name} is a text model: choose a vision model"
+def need_vision(model: ResolvedModel, benchmarks: Sequence[BenchmarkConfig], param: str) -> None:
+    """Raises InvalidRequestError where a text model would have to see. A custom benchmark shows when it is read."""
+    shown = next((benchmark.name for benchmark in benchmarks if benchmark.kind in WITH_PICTURES), None)
+    if shown is not None and not model.is_vision:
+        message = f"{param}: {shown} shows images, and {model.name} is a text model: choose a vision model"
         raise InvalidRequestError(message, param=param, code="model_without_vision")
 
 

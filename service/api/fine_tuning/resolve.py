@@ -136,11 +136,11 @@ def _check_vision(file: File, model: ResolvedModel, param: str) -> None:
 
 
 def _eval_config(plan: EvaluationPlan, train: TrainConfig, model: ResolvedModel, settings: Settings) -> EvalConfig:
-    need_vision(model, "evaluation.benchmarks")
+    param = "evaluation.benchmarks"
+    benchmarks = resolve_benchmarks(settings.resolved_benchmarks, plan.benchmarks, plan.limit, param)
+    need_vision(model, benchmarks, param)
     return EvalConfig(
-        benchmarks=resolve_benchmarks(
-            settings.resolved_benchmarks, plan.benchmarks, plan.limit, "evaluation.benchmarks"
-        ),
+        benchmarks=benchmarks,
         include_base=plan.include_base,
         pixels=plan.pixels or train.pixels,
         **generation_settings(plan),

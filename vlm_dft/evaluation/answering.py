@@ -1,0 +1,160 @@
+"""One model answers one benchmark: what is missing is generated, graded and put on disk, batch by batch.
+
+Knows nothing about how answers are generated (``generation``) or summed up. Torch-free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from vlm_dft.config import BenchmarkConfig, EvalConfig
+from vlm_dft.data.pixels import num_visual_tokens
+from vlm_dft.errors import DatasetError
+from vlm_dft.evaluation.benchmarks import RULES
+from vlm_dft.evaluation.grading import Grade
+from vlm_dft.evaluation.items import Benchmark, Item
+from vlm_dft.evaluation.latex import LatexProcess
+from vlm_dft.evaluation.predictions import Prediction, PredictionLog, sample_id
+from vlm_dft.results import Progress
+from vlm_dft.run_dir import RunDir
+
+Role = Literal["base", "tuned"]
+
+
+class Answer(Protocol):
+    """What a model wrote (``generation.Generated``)."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "error"]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+class Answerer(Protocol):
+    """Who writes it (``generation.Generator``)."""
+
+    def answers(self, items: Sequence[Item], samples: Sequence[int] | None = None) -> Sequence[Answer]: ...
+
+
+class Ask(NamedTuple):
+    """One answer that is wanted."""
+
+    item: Item
+    sample: int
+
+    @property
+    def key(self) -> str:
+        return sample_id(self.item.id, self.sample)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """See ``predictions``."""
+
+    config: EvalConfig
+    run: RunDir
+    role: Role
+    benchmark_config: BenchmarkConfig
+    benchmark: Benchmark
+    latex: LatexProcess
+
+    def predictions(self, model: Answerer, identity: dict[str, Any]) -> list[Prediction]:
+        """All samples of all items, in the benchmark's order; those on disk are not generated again."""
+        items = {item.id: item for item in self.benchmark.items}
+        name = self.benchmark_config.name
+
+        def regrade(prediction: Prediction) -> Prediction:
+            item = items.get(prediction.id)
+            return prediction if item is None else prediction.graded(self.grade(item, prediction.prediction))
+
+        log = PredictionLog.open(
+            self.run.evaluation_path(self.role, name),
+            identity,
+            (attempt.evaluation_path(self.role, name) for attempt in earlier_attempts(self.config)),
+            regrade,
+        )
+        wanted = [Ask(item, sample) for item in self.benchmark.items for sample in range(self.config.samples_per_item)]
+        for batch in self._batches(wanted, log):
+            answers = model.answers([ask.item for ask in batch], [ask.sample for ask in batch])
+            log.append([self._prediction(ask, answer) for ask, answer in zip(batch, answers, strict=True)])
+        return [log.done[ask.key] for ask in wanted]
+
+    def grade(self, item: Item, response: str) -> Grade:
+        return RULES[self.benchmark_config.kind].grade(item, response, self.latex)
+
+    def _batches(self, wanted: Sequence[Ask], log: PredictionLog) -> Iterator[list[Ask]]:
+        """Batches of what is missing, longest prompts first, so that memory runs out early or not at all."""
+        missing = [ask for ask in wanted if ask.key not in log.done]
+        missing.sort(key=prompt_length(self.config), reverse=True)  # stable: an item's samples stay together
+        begun = time.monotonic()
+        for start in range(0, len(missing), self.config.batch_size):
+            elapsed = time.monotonic() - begun
+            left = elapsed / start * (len(missing) - start) if start else None
+            self._tell(len(wanted) - len(missing) + start, len(wanted), left)
+            yield missing[start : start + self.config.batch_size]
+        self._tell(len(wanted), len(wanted), 0.0)
+
+    def _tell(self, done: int, total: int, seconds_remaining: float | None) -> None:
+        self.run.write_progress(
+            Progress(
+                phase="evaluating",
+                benchmark=self.benchmark_config.name,
+                items_done=done,
+                items_total=total,
+                seconds_remaining=seconds_remaining,
+            )
+        )
+
+    def _prediction(self, ask: Ask, answer: Answer) -> Prediction:
+        grade = self.grade(ask.item, answer.text)
+        return Prediction(
+            id=ask.item.id,
+            sample=ask.sample,
+            prompt=ask.item.prompt,
+            prediction=answer.text,
+            extracted=grade.extracted,
+            rule=grade.rule,
+            answer=ask.item.answer,
+            correct=grade.correct,
+            finish_reason=answer.finish_reason,
+            num_generated_tokens=answer.num_tokens,
+            error=answer.error,
+        )
+
+
+def earlier_attempts(config: EvalConfig) -> Iterator[RunDir]:
+    """The attempt that is resumed from, the one that it resumed from, and so on.
+
+    An attempt that was killed early holds no answers of its own; those before it do.
+    """
+    seen: set[Path] = set()
+    path = config.resume_from
+    while path is not None and path not in seen:
+        seen.add(path)
+        run = RunDir(path)
+        yield run
+        evaluation = run.read_config().evaluation if run.config_path.is_file() else None
+        path = evaluation.resume_from if evaluation else None
+
+
+def prompt_length(config: EvalConfig) -> Callable[[Ask], float]:
+    """About how many tokens a prompt has; only the order matters."""
+
+    def length(ask: Ask) -> float:
+        text = len(ask.item.prompt) / 3
+        if ask.item.picture is None:
+            return text
+        try:
+            return text + num_visual_tokens(*ask.item.picture.size(), config.pixels)
+        except DatasetError:  # counted as a failure when it is asked
+            return text
+
+    return length
