@@ -91,9 +91,12 @@ def save_gradients_of_two_ranks(out: str, *problems: str) -> None:
     ranks = Ranks()
     assert ranks.count == 2
     gradients = {
-        f"{model} {objective}": gradient_of(config_of(Path(model), Path(dataset), objective), ranks=ranks)
+        f"{model} {objective} {packing}": gradient_of(
+            config_of(Path(model), Path(dataset), objective, packing=packing), ranks=ranks
+        )
         for model, dataset in zip(problems[::2], problems[1::2], strict=True)
         for objective in ("nll", "dft")
+        for packing in (False, True)
     }
     if ranks.is_first:
         torch.save(gradients, out)

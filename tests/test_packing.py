@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from datasets_for_tests import shapes_dataset, sums_dataset
+from datasets_for_tests import metrics_of, shapes_dataset, sums_dataset
 from gradients_for_tests import BATCH, config_of, definition_of, gradient_of, loaded_for, relative
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,16 +16,19 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from vlm_dft.attention import PACKED_ATTENTION, pack_arguments, packed_attention, use_packed_attention
 from vlm_dft.batches import Plan, Steps, open_corpus
-from vlm_dft.config import LoraConfig, PixelConfig
+from vlm_dft.config import LoraConfig, PixelConfig, RunConfig
 from vlm_dft.data.canonical import ImagePart, Message, TextPart
 from vlm_dft.data.collate import collate, pack, positions_4T
 from vlm_dft.data.encoding import Encoder, Sample
 from vlm_dft.errors import ModelError, SampleTooLongError
 from vlm_dft.model import LoadedModel, load, set_use_cache
 from vlm_dft.packing import Size, balanced, packed
+from vlm_dft.run_dir import RunDir
+from vlm_dft.trainer import train
 
 sizes_and_length = st.lists(st.integers(1, 400), max_size=40).flatmap(
     lambda tokens: st.tuples(st.just([Size(t, t // 2) for t in tokens]), st.integers(max(tokens, default=1), 900))
@@ -166,6 +169,32 @@ def test_packed_gradients_survive_checkpointing_and_lora(tiny_vlm: Path, tmp_pat
     expected = definition_of(config_of(tiny_vlm, dataset, "dft", adapter=adapter))
     config = config_of(tiny_vlm, dataset, "dft", adapter=adapter, packing=True, gradient_checkpointing=True)
     assert relative(gradient_of(config), expected) < 1e-5
+
+
+def test_training_on_packs_gives_the_same_losses_and_weights(tiny_vlm: Path, tmp_path: Path):
+    dataset = shapes_dataset(tmp_path / "dataset", 10, masked=[3])
+    results, runs = [], [RunDir(tmp_path / "padded"), RunDir(tmp_path / "packed")]
+    for run, packing in zip(runs, (False, True), strict=True):
+        config = config_of(
+            tiny_vlm,
+            dataset,
+            "dft",
+            validation_dataset=dataset,
+            max_steps=5,
+            batch_size=4,
+            learning_rate=1e-3,
+            packing=packing,
+        )
+        run.create(RunConfig(run_id="test", train=config))
+        results.append(train(config, run))
+    padded, in_packs = (metrics_of(run.metrics_path) for run in runs)
+    assert len(padded) == 5 + 2
+    for expected, found in zip(padded, in_packs, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert results[0].input_tokens == results[1].input_tokens
+    expected, found = (load_file(run.export_path / "model.safetensors") for run in runs)
+    difference = max((found[name] - expected[name]).abs().max().item() for name in expected)
+    assert difference < 1e-4  # of weights that moved by about 1e-3
 
 
 def test_a_sample_longer_than_the_pack_is_refused_by_name(tiny_qwen2: Path, tmp_path: Path):

@@ -54,15 +54,15 @@ def wait_for_step(run: RunDir, step: int, process: BaseProcess) -> None:
     wait_until(reached, 60, f"step {step}", interval=0.002)
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", "lora-packed"])
 def uninterrupted(request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A finished run: dft on pictures and text, all trained, or LoRA with dropout; validation on the way."""
+    """A finished run: dft on pictures and text, all trained, or LoRA with dropout and packs; validation on the way."""
     root = tmp_path_factory.mktemp(f"resume-{request.param}")
     dataset = shapes_dataset(root / "dataset", 9, masked=[2])
     kind = (
-        {"freeze": {"vision_tower": False, "merger": False}}
+        {"freeze": {"vision_tower": False, "merger": False}, "micro_batch_size": 2}
         if request.param == "full"
-        else {"adapter": LoraConfig(r=4, dropout=0.1)}
+        else {"adapter": LoraConfig(r=4, dropout=0.1), "packing": True, "pack_length_tokens": 170}
     )
     config = TrainConfig(
         model=str(tiny_vlm),
@@ -71,7 +71,6 @@ def uninterrupted(request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path_facto
         objective={"name": "dft"},
         learning_rate=3e-3,
         batch_size=4,
-        micro_batch_size=2,
         max_steps=STEPS,
         checkpoint_every_steps=7,
         precision="fp32",
