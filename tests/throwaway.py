@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def postgres_server(directory: Path) -> Iterator[str]:
         wait_until(lambda: _accepts(port), 20, "postgres accepts connections")
         yield f"postgresql+psycopg://vlm_dft@127.0.0.1:{port}/postgres"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # fast shutdown: SIGTERM waits for open connections
         process.wait(20)
 
 
