@@ -229,6 +229,25 @@ class VlmevalkitConfig(Frozen):
     """For all benchmarks of one model together."""
 
 
+class JudgeConfig(Frozen):
+    """A language model that decides what rules cannot, at any OpenAI-compatible endpoint.
+
+    Its key comes from the environment variable VLM_DFT_JUDGE_API_KEY alone and is written nowhere.
+    """
+
+    base_url: str = Field(pattern=r"^https?://[^@\s/?#]+(/[^@\s?#]*)?$")
+    """Such as https://api.openai.com/v1, without credentials."""
+    model: str = Field(min_length=1, max_length=200)
+    timeout_seconds: float = Field(default=120.0, gt=0.0, le=3600.0)
+    """Of one request."""
+    max_attempts: int = Field(default=5, ge=1, le=20)
+    """Per question to the judge; then the evaluation fails, and its predictions are kept."""
+    max_requests: int = Field(default=20_000, ge=1)
+    """Budget of one evaluation, retries by us included; beyond it the evaluation fails, and goes on when run again."""
+    parallel: int = Field(default=8, ge=1, le=256)
+    """Requests at once."""
+
+
 class EvalConfig(GenerationSettings):
     """Generate answers to benchmark items and score them by rule."""
 
@@ -238,6 +257,8 @@ class EvalConfig(GenerationSettings):
     benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
     include_base: bool = False
     """Score the base model of the training as well, on the same items with the same settings."""
+    judge: JudgeConfig | None = None
+    """None: rules alone."""
     pixels: PixelConfig = PixelConfig()
     vlmevalkit: VlmevalkitConfig = VlmevalkitConfig()
     resume_from: Path | None = None
