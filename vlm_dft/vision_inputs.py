@@ -35,7 +35,7 @@ class VisionInputs:
         if pixel_values is not None and pixel_values.dtype == torch.uint8:
             inputs = inputs | {"pixel_values": self._normalise(pixel_values)}
         if "image_features" in inputs:
-            features_MH = inputs["image_features"]
+            features_MH: Any = inputs["image_features"]
             outputs = {"image": BaseModelOutputWithPooling(pooler_output=(features_MH,))}
             inputs = {name: value for name, value in inputs.items() if name != "image_features"} | {_FEATURES: outputs}
         return inputs

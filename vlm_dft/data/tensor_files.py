@@ -64,7 +64,7 @@ class TensorFiles:
         with disk_errors(path):
             path.parent.mkdir(exist_ok=True)
             try:
-                temporary.write_bytes(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+                temporary.write_bytes(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
