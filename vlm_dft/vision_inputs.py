@@ -35,8 +35,8 @@ class VisionInputs:
         if pixel_values is not None and pixel_values.dtype == torch.uint8:
             inputs = inputs | {"pixel_values": self._normalise(pixel_values)}
         if "image_features" in inputs:
-            features_MH: Any = inputs["image_features"]
-            outputs = {"image": BaseModelOutputWithPooling(pooler_output=(features_MH,))}
+            parts: Any = (inputs["image_features"],)  # of all pictures in one
+            outputs = {"image": BaseModelOutputWithPooling(pooler_output=parts)}
             inputs = {name: value for name, value in inputs.items() if name != "image_features"} | {_FEATURES: outputs}
         return inputs
 
