@@ -11,7 +11,7 @@ NAME = "tiny-qwen2.5-vl"
 DIMS = {
     "hidden_size": 64,
     "intermediate_size": 192,
-    "num_layers": 3,
+    "num_layers": 2,
     "num_heads": 4,
     "num_kv_heads": 4,
     "vocab_size": 1024,

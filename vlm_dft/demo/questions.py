@@ -112,7 +112,7 @@ class Together(Question):
 
     @property
     def caption(self) -> str:
-        return f"How many {self.first}\nand {self.second}?"
+        return f"{self.first} and\n{self.second} shapes?"
 
     def facts(self, scene: Scene) -> str:
         one, two = self.parts(scene)
@@ -183,7 +183,7 @@ class Total(Question):
 
     @property
     def caption(self) -> str:
-        return f"{self.first} and {self.second}\nbars together?"
+        return f"{self.first} and\n{self.second} bars?"
 
     def facts(self, scene: Scene) -> str:
         one, two = self.parts(scene)

@@ -108,10 +108,18 @@ def as_mathverse(text: str, *, reason_first: bool = False) -> str:
     return f"{words}\nQuestion: {text}" if text else IN_PICTURE + words[len("Please ") :]
 
 
+def as_wethink(text: str, options: Sequence[str]) -> str:
+    """The question alone, or with its options as WeThink lists them."""
+    return "\n".join([text, *(["Options:"] if options else []), *_lettered(options)])
+
+
+def _lettered(options: Sequence[str]) -> list[str]:
+    return [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+
+
 def as_mathvision(text: str, options: Sequence[str]) -> str:
     """A MathVision question as the evaluation asks it."""
-    listed = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return "\n".join([mathvision_question(text), *listed, ONLY_ANSWER])
+    return "\n".join([mathvision_question(text), *_lettered(options), ONLY_ANSWER])
 
 
 def mathvision_question(text: str) -> str:

@@ -33,6 +33,8 @@ Record = dict[str, Any]
 
 _VERSION_SHARES = {"Text Dominant": 0.15, "Vision Only": 0.2}
 """Of training problems; the rest are Vision Intensive."""
+_FORMS = ("plain", "plain", "mathverse", "mathvision", "wemath")
+"""The form in which a training problem is put; plain is shortest."""
 
 
 def write_demo(out: Path, *, start: int, tune: int, validation: int, held_out: int, seed: int) -> Record:
@@ -60,16 +62,17 @@ def write_demo(out: Path, *, start: int, tune: int, validation: int, held_out: i
 
 def put(problem: Problem, random: Random) -> tuple[Problem, str]:
     """A training problem in some version, and its text in the form of some benchmark."""
-    version, options, form = random.random(), with_options(problem, random), random.choice(("verse", "vision", "we"))
+    version, options, form = random.random(), with_options(problem, random), random.choice(_FORMS)
     for name, share in _VERSION_SHARES.items():
         if version < share:
             problem = replace(problem, version=name)
             break
         version -= share
-    if form == "verse" or problem.version == "Vision Only":
+    if form == "mathverse" or problem.version == "Vision Only":
         return problem, wording.as_mathverse(problem.text)
-    problem = replace(problem, options=() if form == "vision" and random.random() < 0.5 else options.options)
-    ask = wording.as_mathvision if form == "vision" else wording.as_wemath
+    if form == "wemath" or random.random() < 0.5:
+        problem = replace(problem, options=options.options)
+    ask = {"plain": wording.as_wethink, "mathvision": wording.as_mathvision, "wemath": wording.as_wemath}[form]
     return problem, ask(problem.text, problem.options)
 
 
