@@ -7,11 +7,26 @@ This file knows nothing about files inside a run directory (``run_dir``) or abou
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-Objective = Literal["nll", "dft"]
+Objective = Literal[
+    "nll",
+    "dft",
+    "dft_nll",
+    "power",
+    "threshold",
+    "deft",
+    "deft_cayley",
+    "eaft",
+    "sentence",
+    "geometric_mean",
+    "asft",
+    "iw_sft",
+    "iw_sft_token",
+    "psft",
+]
 DatasetFormat = Literal["wethink", "openai", "sharegpt"]
 BenchmarkKind = Literal["mathverse", "mathvision", "wemath", "text_math", "custom"]
 Scoring = Literal["option", "number", "latex", "exact"]
@@ -39,19 +54,75 @@ class PixelConfig(Frozen):
         return self
 
 
+OBJECTIVE_OPTIONS: Final[dict[Objective, tuple[str, ...]]] = {
+    **dict.fromkeys(get_args(Objective), ()),
+    "dft": ("weight_floor", "weight_cap"),
+    "dft_nll": ("nll_share",),
+    "power": ("alpha",),
+    "threshold": ("kind", "probability"),
+    "eaft": ("alpha",),
+    "asft": ("kl_weight",),
+    "iw_sft": ("temperature", "weight_cap"),
+    "psft": ("clip_ratio_high",),
+}
+"""Which fields of ObjectiveConfig mean something for which objective."""
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Exponent = Annotated[float, Field(gt=0.0, le=10.0)]
+Coefficient = Annotated[float, Field(ge=0.0, le=100.0)]
+WeightCap = Annotated[float | None, Field(gt=0.0, le=1000.0)]
+ThresholdKind = Literal["top_p", "bottom_p", "top_logp", "bottom_logp"]
+
+
 class ObjectiveConfig(Frozen):
-    """Loss: weight x (-log p) summed over supervised tokens, divided by their number in the global batch."""
+    """Loss: weight x (-log p) summed over supervised tokens, divided by their number in the global batch.
+
+    ``vlm_dft.objectives`` has each objective's formula and source. An option of another objective is refused.
+    """
 
     name: Objective = "nll"
     """nll: weight 1, plain SFT. dft: weight p, detached (arXiv 2508.05629)."""
-    weight_floor: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Smallest weight a token can get under dft; 0 is the paper's objective, about 0.1 keeps rare tokens learnable."""
+    weight_floor: Share = 0.0
+    """dft: smallest weight of a token; 0 is the paper's objective, about 0.1 keeps rare tokens learnable."""
+    weight_cap: WeightCap = None
+    """dft, iw_sft: largest weight of a token; None: the objective's own (dft 1, iw_sft 16)."""
+    nll_share: Share = 0.1
+    """dft_nll: share of plain NLL in the weight: 0 is dft, 1 is nll."""
+    alpha: Exponent = 1.0
+    """power: the exponent of p (1 is dft, towards 0 nll). eaft: the exponent of the normalised entropy."""
+    kind: ThresholdKind = "top_p"
+    """threshold: which tokens count, and whether dft or plain NLL is taken of them."""
+    probability: Share = 0.5
+    """threshold: tokens at or above it (top_...), at or below it (bottom_...) count."""
+    kl_weight: Coefficient = 0.05
+    """asft: coefficient of KL(reference || model)."""
+    temperature: Coefficient = 2.0
+    """iw_sft: multiplies the sequence's mean log-ratio to the reference."""
+    clip_ratio_high: Coefficient = 0.28
+    """psft: tokens whose probability has grown by more than this share get no gradient."""
 
     @model_validator(mode="after")
-    def _floor_belongs_to_dft(self) -> Self:
-        if self.weight_floor and self.name != "dft":
-            raise ValueError(f"weight_floor applies to the objective dft, not to {self.name}")
+    def _options_belong_to_the_objective(self) -> Self:
+        known = OBJECTIVE_OPTIONS[self.name]
+        for option, field in type(self).model_fields.items():
+            if option != "name" and option not in known and getattr(self, option) != field.default:
+                owners = " and ".join(name for name, options in OBJECTIVE_OPTIONS.items() if option in options)
+                listed = f"its options are {', '.join(known)}" if known else "it has no options"
+                raise ValueError(f"{option} applies to the objective {owners}, not to {self.name}: {listed}")
+        if self.name == "dft" and self.weight_cap is not None and self.weight_cap < self.weight_floor:
+            raise ValueError(f"weight_cap {self.weight_cap} is below weight_floor {self.weight_floor}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_options_of_others(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # weight_floor is always there, and None is not: so a run of nll or dft looks as it always did.
+        kept = {"name", "weight_floor", *OBJECTIVE_OPTIONS[self.name]}
+        return {key: value for key, value in serialize(self).items() if key in kept and value is not None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of this objective alone."""
+        return {option: getattr(self, option) for option in OBJECTIVE_OPTIONS[self.name]}
 
 
 class FullConfig(Frozen):
@@ -72,6 +143,8 @@ class LoraConfig(Frozen):
     """Dropout on the adapter's input."""
     targets: Literal["language", "all"] = "language"
     """language: the linear layers of the language model. all: those of the vision tower too."""
+    quantization: Literal["nf4"] | None = None
+    """nf4: keep the frozen language model in 4 bits while training (QLoRA, bitsandbytes); needs a CUDA device."""
 
 
 class FreezeConfig(Frozen):
@@ -98,6 +171,10 @@ class Hyperparameters(Frozen):
 
     learning_rate: float = Field(default=5e-5, gt=0.0, le=1.0)
     """Peak learning rate of AdamW."""
+    vision_learning_rate: float | None = Field(default=None, gt=0.0, le=1.0)
+    """The same for the vision tower; None: learning_rate. Refused where the tower is frozen."""
+    merger_learning_rate: float | None = Field(default=None, gt=0.0, le=1.0)
+    """The same for the merger; None: learning_rate. Refused where the merger is frozen."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the steps over which the learning rate rises from zero."""
@@ -218,6 +295,12 @@ class GenerationSettings(Frozen):
     """k: each item is answered k times, each time from a seed of its own, and the score is average@k."""
     batch_size: int = Field(default=8, ge=1, le=1024)
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.samples_per_item > 1 and self.temperature == 0:
+            raise ValueError(f"samples_per_item {self.samples_per_item}: at temperature 0 all samples are the same")
+        return self
 
 
 class VlmevalkitConfig(Frozen):
