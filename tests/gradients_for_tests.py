@@ -14,7 +14,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 from torch import Tensor
 
-from vlm_dft.batches import Plan, Steps, open_corpus
+from vlm_dft.batches import MicroBatch, Plan, Steps, open_corpus
 from vlm_dft.config import ObjectiveConfig, TrainConfig
 from vlm_dft.data.collate import collate
 from vlm_dft.data.encoding import Encoder
@@ -36,15 +36,14 @@ def config_of(model: Path, dataset: Path, objective: str, **settings) -> TrainCo
     )
 
 
-def loaded_for(config: TrainConfig) -> LoadedModel:
-    loaded = load(config.model, precision="fp32", device="cpu")
+def loaded_for(config: TrainConfig, loaded: LoadedModel | None = None) -> LoadedModel:
+    """The model as a training has it."""
+    loaded = loaded or load(config.model, precision="fp32", device="cpu")
     return dataclasses.replace(loaded, model=adapt(loaded.model, config.adapter, config.freeze, config.seed))
 
 
-def gradient_of(config: TrainConfig, *, ranks: Ranks | None = None) -> dict[str, Tensor]:
-    """Gradients of the first step, by parameter."""
-    ranks = ranks or Ranks()
-    loaded = loaded_for(config)
+def micro_batches_of(config: TrainConfig, loaded: LoadedModel, rank: int = 0, num_ranks: int = 1) -> list[MicroBatch]:
+    """Those of the first step."""
     corpus = open_corpus(config.dataset, Encoder(loaded.processor, config.pixels), config, Path(config.model))
     plan = Plan(corpus.kept, config.batch_size, seed=config.seed)
     steps = Steps(
@@ -53,12 +52,19 @@ def gradient_of(config: TrainConfig, *, ranks: Ranks | None = None) -> dict[str,
         micro_batch_size=config.micro_batch_size,
         pad_token_id=loaded.pad_token_id,
         pack_length=config.pack_length,
-        rank=ranks.rank,
-        num_ranks=ranks.count,
+        rank=rank,
+        num_ranks=num_ranks,
     )
-    optimization = Optimization(loaded, config, ranks, plan.total_steps)
+    return next(steps.read())
+
+
+def gradient_of(config: TrainConfig, *, ranks: Ranks | None = None) -> dict[str, Tensor]:
+    """Gradients of the first step, by parameter."""
+    ranks = ranks or Ranks()
+    loaded = loaded_for(config)
+    optimization = Optimization(loaded, config, ranks, 1)
     loaded.model.train()
-    optimization.gradients(next(steps.read()))
+    optimization.gradients(micro_batches_of(config, loaded, ranks.rank, ranks.count))
     return {name: p.grad for name, p in loaded.model.named_parameters() if p.grad is not None}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,8 +63,11 @@ class ExportRecord:
 def export(loaded: LoadedModel, target: Path) -> ExportRecord:
     """Write loaded's model to target, replacing it, in loaded.dtype; the model itself is not changed.
 
-    Raises ExportError when the reloaded model differs from the trained one, DiskFullError.
+    Adapters that were trained beside 4-bit weights are merged into the full ones, and compared as such. Raises
+    ExportError when the reloaded model differs from the trained one, DiskFullError.
     """
+    if loaded.quantization is not None:
+        loaded = _in_full_precision(loaded)
     with directory_in_place(target) as directory:
         with _disk_full_by_name(target), _generating(loaded):
             save_model(base_of(loaded.model), loaded.processor, directory, merged_state_dict(loaded))
@@ -76,6 +80,15 @@ def export(loaded: LoadedModel, target: Path) -> ExportRecord:
         digest = model_sha256(directory)
     adapter = target / ADAPTER_NAME if isinstance(loaded.model, PeftModel) else None
     return ExportRecord(target, adapter, digest, difference)
+
+
+def _in_full_precision(loaded: LoadedModel) -> LoadedModel:
+    """The trained adapters on the base model's own weights."""
+    assert isinstance(loaded.model, PeftModel), "only adapters are trained beside quantized weights"
+    precision = "bf16" if loaded.dtype == torch.bfloat16 else "fp32"
+    with tempfile.TemporaryDirectory() as directory:
+        loaded.model.save_pretrained(directory, save_embedding_layers=False)
+        return load(directory, precision=precision, device=loaded.device)
 
 
 def merged_state_dict(loaded: LoadedModel) -> dict[str, Tensor]:

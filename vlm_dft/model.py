@@ -28,7 +28,15 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLProcessor,
+)
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from vlm_dft.config import FreezeConfig, FullConfig, LoraConfig
 from vlm_dft.data.canonical import Message, Row, TextPart
@@ -38,6 +46,7 @@ from vlm_dft.model_files import ADAPTER_CONFIG, ARCHITECTURES, ModelFiles, adapt
 
 Processor = Qwen2_5_VLProcessor | PreTrainedTokenizerBase
 Precision = Literal["auto", "bf16", "fp32"]
+Quantization = Literal["nf4"]
 
 _DECODER_LINEARS = r"\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
 LORA_TARGETS = {
@@ -63,6 +72,8 @@ class LoadedModel:
     dtype: torch.dtype
     """Of computation: weights have it too, unless they were loaded as fp32 master weights to train under autocast."""
     source: str
+    quantization: Quantization | None = None
+    """How the frozen weights are kept while adapters are trained; exports have the full ones."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -97,19 +108,22 @@ def load(
     precision: Precision = "auto",
     device: str | torch.device | None = None,
     master_weights: bool = False,
+    quantization: Quantization | None = None,
 ) -> LoadedModel:
     """Load a model directory, an adapter directory (base with adapter), or a hub id at a pinned revision.
 
     master_weights: keep the weights in fp32 whatever the precision, to train them under autocast; bf16 weights lose
-    updates smaller than 1/256 of a weight. Raises ModelError, ConfigError (precision, device), OutOfMemoryError.
+    updates smaller than 1/256 of a weight. quantization: keep the language model's weights in 4 bits, to train adapters
+    beside them. Raises ModelError, ConfigError (precision, device, quantization), OutOfMemoryError.
     """
     target = choose_device(device)
     dtype = choose_dtype(precision, target)
+    quantized = _quantized(quantization, dtype, target)
     path = locate(str(source), revision)
     weights_dtype = torch.float32 if master_weights else dtype
     is_adapter = (path / ADAPTER_CONFIG).is_file()
     files = inspect(locate(*adapter_base(path)) if is_adapter else path)
-    model: PreTrainedModel | PeftModel = _load_weights(files, weights_dtype)
+    model: PreTrainedModel | PeftModel = _load_weights(files, weights_dtype, quantized)
     if is_adapter:
         model = _load_adapter(model, path)
     with_processor = path if (path / "tokenizer_config.json").is_file() else files.path
@@ -119,7 +133,7 @@ def load(
         model = model.to(target)  # pyright: ignore[reportArgumentType]  (torch's stub)
     except torch.OutOfMemoryError:
         raise OutOfMemoryError(f"the model {source} does not fit into the memory of {target}") from None
-    return LoadedModel(model.eval(), processor, files.is_vision, target, dtype, str(source))
+    return LoadedModel(model.eval(), processor, files.is_vision, target, dtype, str(source), quantization)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -142,7 +156,33 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _load_weights(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
+def _quantized(quantization: Quantization | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Arguments of from_pretrained. Raises ConfigError where 4-bit weights cannot be had."""
+    if quantization is None:
+        return {}
+    if device.type != "cuda":
+        raise ConfigError(
+            f"quantization {quantization} needs a CUDA device, and this is {device}: leave it out to train lora on "
+            "weights in full precision",
+            param="train.adapter.quantization",
+        )
+    if not is_bitsandbytes_available():
+        raise ConfigError(
+            f"quantization {quantization} needs bitsandbytes: pip install bitsandbytes, or leave it out",
+            param="train.adapter.quantization",
+        )
+    # The tower and the head stay as they are: small beside the language model, and the first to suffer.
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def _load_weights(files: ModelFiles, dtype: torch.dtype, quantized: dict[str, Any]) -> PreTrainedModel:
     model_class = getattr(transformers, ARCHITECTURES[files.model_type])
     try:
         model, info = model_class.from_pretrained(
@@ -153,6 +193,7 @@ def _load_weights(files: ModelFiles, dtype: torch.dtype) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **quantized,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"{files.path} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
@@ -221,15 +262,17 @@ def adapt(
     return add_lora(model, adapter, seed)
 
 
+def part_of(name: str) -> Literal["vision_tower", "merger", "language_model"]:
+    """Which part of the model a parameter of this name belongs to, adapters included; FreezeConfig has the same."""
+    if "visual.merger." in name:
+        return "merger"
+    return "vision_tower" if "visual." in name else "language_model"
+
+
 def freeze(model: PreTrainedModel, config: FreezeConfig) -> None:
     """Set requires_grad of every parameter. Raises ConfigError when nothing is left to train."""
     for name, parameter in model.named_parameters():
-        if name.startswith("model.visual.merger."):
-            parameter.requires_grad_(not config.merger)
-        elif name.startswith("model.visual."):
-            parameter.requires_grad_(not config.vision_tower)
-        else:
-            parameter.requires_grad_(not config.language_model)
+        parameter.requires_grad_(not getattr(config, part_of(name)))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("every part of the model is frozen: nothing is left to train", param="freeze")
 

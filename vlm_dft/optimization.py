@@ -29,9 +29,9 @@ from vlm_dft import objectives
 from vlm_dft.attention import pack_arguments, use_packed_attention
 from vlm_dft.batches import MicroBatch, derived_seed
 from vlm_dft.config import TrainConfig
-from vlm_dft.errors import NanLossError, OutOfMemoryError
+from vlm_dft.errors import ConfigError, NanLossError, OutOfMemoryError
 from vlm_dft.head import STATISTICS, LossSums, objective_loss
-from vlm_dft.model import LoadedModel, base_of, language_head, set_use_cache
+from vlm_dft.model import LoadedModel, base_of, language_head, part_of, set_use_cache
 from vlm_dft.ranks import Ranks
 from vlm_dft.telemetry import StepCounts
 from vlm_dft.vision_inputs import VisionInputs
@@ -47,6 +47,7 @@ class StepOutcome:
     grad_norm: float
     """Before clipping."""
     learning_rate: float
+    """Of the language model, where that is trained."""
 
 
 class Optimization:
@@ -67,7 +68,10 @@ class Optimization:
         if config.gradient_checkpointing:
             _checkpoint_activations(base_of(loaded.model))
         self.parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(_groups(self.parameters, config), lr=config.learning_rate, fused=True)
+        groups = _groups(loaded.model, config)
+        self._optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        rates = [group["lr"] for group in groups]
+        self._reported_group = rates.index(config.learning_rate) if config.learning_rate in rates else 0
         self._scheduler = get_scheduler(
             "cosine" if config.lr_schedule == "cosine" else "constant_with_warmup",
             self._optimizer,
@@ -96,7 +100,7 @@ class Optimization:
             grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.max_grad_norm).item()
             if not math.isfinite(grad_norm):
                 self._raise_not_finite(f"gradient norm is {grad_norm}", number, micro_batches)
-            learning_rate = float(self._scheduler.get_last_lr()[0])
+            learning_rate = float(self._scheduler.get_last_lr()[self._reported_group])
             self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -181,22 +185,33 @@ class Optimization:
         trainable = sum(parameter.numel() for parameter in self.parameters)
         weights = sum(parameter.nbytes for parameter in self._loaded.model.parameters())
         fixed_gib = (weights + trainable * _ADAM_BYTES_PER_PARAMETER) / 2**30
+        what = "pack" if self._config.packing else "micro-batch"
         parts = [
-            f"{self._ranks.device} ran out of memory; the step's largest micro-batch has {samples} "
-            f"samples and {tokens} tokens with padding; weights, gradients and optimizer alone take "
+            f"{self._ranks.device} ran out of memory; the step's largest {what} has {samples} samples and {tokens} "
+            f"tokens{'' if self._config.packing else ' with padding'}; weights, gradients and optimizer alone take "
             f"{fixed_gib:.1f} GiB"
         ]
         if self._largest_tokens:
             parts.append(f"{self._largest_tokens} tokens did fit")
+        return "; ".join(parts) + ". Try " + ", or ".join(self._remedies(micro_batches, samples))
+
+    def _remedies(self, micro_batches: Sequence[MicroBatch], samples: int) -> list[str]:
+        """Settings that need less memory, the gentlest first."""
         remedies = []
-        if samples > 1:
+        longest = max((max(m.segment_lengths or (0,)) for m in micro_batches), default=0)
+        packed = max((m.input_tokens for m in micro_batches), default=0)
+        if self._config.packing and longest < packed:
+            remedies.append(f"pack_length_tokens {max(longest, packed // 2)}")
+        elif not self._config.packing and samples > 1:
             remedies.append(f"micro_batch_size {samples // 2}")
         if not self._config.gradient_checkpointing:
             remedies.append("gradient_checkpointing true")
         if not isinstance(self._loaded.model, PeftModel):
             remedies.append("adapter lora")
+        elif self._loaded.quantization is None:
+            remedies.append("adapter.quantization nf4")
         remedies.append("a smaller pixels.max_pixels or max_length_tokens")
-        return "; ".join(parts) + ". Try " + ", or ".join(remedies)
+        return remedies
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
@@ -208,17 +223,33 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 def _cast(loaded: LoadedModel) -> None:
     """Trainable weights are float32, so that small updates are not lost; frozen ones take the computation's type."""
     for parameter in loaded.model.parameters():
+        if not parameter.is_floating_point():  # 4-bit weights
+            continue
         dtype = torch.float32 if parameter.requires_grad else loaded.dtype
         if parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
 
 
-def _groups(parameters: list[torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    """Weight decay for matrices, none for norms and biases."""
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+def _groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Each part's learning rate; weight decay for matrices, none for norms and biases."""
+    rates = {"vision_tower": config.vision_learning_rate, "merger": config.merger_learning_rate}
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    trained = set()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        trained.add(part := part_of(name))
+        is_vector = parameter.ndim < 2
+        groups.setdefault((is_vector, rates.get(part) or config.learning_rate), []).append(parameter)
+    for part, rate in rates.items():
+        if rate is not None and part not in trained:
+            param = f"{part.removesuffix('_tower')}_learning_rate"
+            raise ConfigError(
+                f"{param} is {rate}, but no parameter of the {part.replace('_', ' ')} is trained: leave it out, or "
+                f"set freeze.{part} to false",
+                param=f"train.{param}",
+            )
+    return [
+        {"params": groups[is_vector, rate], "lr": rate, "weight_decay": 0.0 if is_vector else config.weight_decay}
+        for is_vector, rate in sorted(groups, key=lambda key: key[0])
     ]
-    return [group for group in groups if group["params"]]

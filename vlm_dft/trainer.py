@@ -24,7 +24,7 @@ from peft import PeftModel
 from vlm_dft import checkpoint
 from vlm_dft.batches import Corpus, Plan, Steps, num_loader_workers, open_corpus
 from vlm_dft.checkpoint import State
-from vlm_dft.config import FullConfig, TrainConfig
+from vlm_dft.config import FullConfig, LoraConfig, TrainConfig
 from vlm_dft.data.canonical import CanonicalDataset
 from vlm_dft.data.encoding import IMAGE_BACKEND, Encoder
 from vlm_dft.errors import DatasetError, ModelError
@@ -240,7 +240,14 @@ def _load(config: TrainConfig, resume: Path | None, ranks: Ranks) -> LoadedModel
     """The model with its trainable parameters marked; full weights come from the checkpoint that is resumed from."""
     full = isinstance(config.adapter, FullConfig)
     source, revision = (str(resume), None) if resume is not None and full else (config.model, config.revision)
-    loaded = load(source, revision=revision, precision=config.precision, device=ranks.device, master_weights=full)
+    loaded = load(
+        source,
+        revision=revision,
+        precision=config.precision,
+        device=ranks.device,
+        master_weights=full,
+        quantization=config.adapter.quantization if isinstance(config.adapter, LoraConfig) else None,
+    )
     model = loaded.model
     if isinstance(model, PeftModel):
         if not full:

@@ -1,0 +1,145 @@
+"""Learning rates by part of the model, 4-bit base weights, and what a full device is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from datasets_for_tests import shapes_dataset
+from gradients_for_tests import config_of, loaded_for, micro_batches_of
+from safetensors.torch import load_file
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+
+from vlm_dft import optimization
+from vlm_dft.config import LoraConfig, TrainConfig
+from vlm_dft.errors import ConfigError, OutOfMemoryError
+from vlm_dft.export import export
+from vlm_dft.model import load, part_of
+from vlm_dft.optimization import Optimization
+from vlm_dft.ranks import Ranks
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shapes_dataset(tmp_path_factory.mktemp("shapes") / "dataset", 4)
+
+
+def largest_changes(config: TrainConfig) -> dict[str, float]:
+    """How far the first step moved any weight, by part of the model."""
+    loaded = loaded_for(config)
+    before = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
+    Optimization(loaded, config, Ranks(), 10).step(0, micro_batches_of(config, loaded))
+    changes: dict[str, float] = {}
+    for name, parameter in loaded.model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs().max().item()
+        changes[part_of(name)] = max(changes.get(part_of(name), 0.0), moved)
+    return changes
+
+
+def test_each_part_moves_at_its_own_learning_rate(tiny_vlm: Path, shapes: Path):
+    rates = {"learning_rate": 1e-3, "vision_learning_rate": 1e-5, "merger_learning_rate": 1e-4}
+    steady = {"lr_schedule": "constant", "warmup_ratio": 0.0}
+    found = largest_changes(config_of(tiny_vlm, shapes, "dft", **rates, **steady))
+    # Adam's first step is the learning rate, in the direction of the gradient's sign.
+    assert found == pytest.approx({"vision_tower": 1e-5, "merger": 1e-4, "language_model": 1e-3}, rel=0.02)
+
+
+def test_adapters_on_the_vision_tower_have_its_rate(tiny_vlm: Path, shapes: Path):
+    config = config_of(
+        tiny_vlm,
+        shapes,
+        "nll",
+        adapter=LoraConfig(targets="all"),
+        learning_rate=1e-3,
+        vision_learning_rate=1e-5,
+        lr_schedule="constant",
+        warmup_ratio=0.0,
+    )
+    found = largest_changes(config)
+    assert found == pytest.approx({"vision_tower": 1e-5, "merger": 1e-3, "language_model": 1e-3}, rel=0.02)
+
+
+def test_the_logged_rate_is_the_language_models(tiny_vlm: Path, shapes: Path):
+    config = config_of(
+        tiny_vlm, shapes, "nll", learning_rate=1e-3, vision_learning_rate=1e-5, lr_schedule="constant", warmup_ratio=0.0
+    )
+    loaded = loaded_for(config)
+    outcome = Optimization(loaded, config, Ranks(), 10).step(0, micro_batches_of(config, loaded))
+    assert outcome.learning_rate == 1e-3
+
+
+def test_a_rate_for_a_part_that_is_not_trained_is_refused(tiny_vlm: Path, tiny_qwen2: Path, shapes: Path):
+    frozen = config_of(tiny_vlm, shapes, "nll", freeze={}, vision_learning_rate=1e-5)
+    with pytest.raises(
+        ConfigError, match="vision_learning_rate is 1e-05, but no parameter of the vision tower"
+    ) as error:
+        Optimization(loaded_for(frozen), frozen, Ranks(), 1)
+    assert error.value.param == "train.vision_learning_rate"
+    text = config_of(tiny_qwen2, shapes, "nll", merger_learning_rate=1e-5)
+    with pytest.raises(ConfigError, match="no parameter of the merger is trained"):
+        Optimization(loaded_for(text), text, Ranks(), 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_four_bit_weights_without_a_cuda_device_are_refused(tiny_qwen2: Path):
+    with pytest.raises(ConfigError, match="quantization nf4 needs a CUDA device, and this is cpu") as error:
+        load(tiny_qwen2, quantization="nf4")
+    assert error.value.param == "train.adapter.quantization"
+
+
+def test_adapters_trained_beside_four_bit_weights_are_merged_into_full_ones(tiny_vlm: Path, tmp_path: Path):
+    config = config_of(tiny_vlm, tmp_path, "nll", adapter=LoraConfig(r=4))
+    loaded = loaded_for(config)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.add_(0.02)
+    expected = export(loaded, tmp_path / "plain")
+    # As it would be with 4-bit weights: what the model has in memory is not what is written.
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if ".base_layer." in name:
+                parameter.mul_(1.01)
+    found = export(dataclasses.replace(loaded, quantization="nf4"), tmp_path / "quantized")
+    assert found.adapter is not None
+    assert found.logit_difference < 1e-5
+    plain, quantized = (load_file(record.path / "model.safetensors") for record in (expected, found))
+    assert all(torch.allclose(plain[name], quantized[name], atol=1e-6) for name in plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_four_bit_weights_train_adapters_and_export(tiny_vlm: Path, shapes: Path, tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    config = config_of(tiny_vlm, shapes, "dft", adapter=LoraConfig(quantization="nf4"))
+    loaded = load(tiny_vlm, quantization="nf4")
+    types = {name: p.dtype for name, p in loaded.model.named_parameters()}
+    assert types["model.language_model.layers.0.mlp.up_proj.weight"] == torch.uint8
+    assert types["model.visual.blocks.0.attn.qkv.weight"] == loaded.dtype
+    loaded = loaded_for(config, loaded)
+    Optimization(loaded, config, Ranks(), 10).step(0, micro_batches_of(config, loaded))
+    export(loaded, tmp_path / "export")
+
+
+def test_a_full_device_is_told_a_pack_length_that_needs_half(
+    tiny_vlm: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(optimization.Optimization, "_forward", full)
+    config = config_of(tiny_vlm, shapes, "dft", adapter=LoraConfig(), packing=True, batch_size=4)
+    loaded = loaded_for(config)
+    micro_batches = micro_batches_of(config, loaded)
+    (pack,) = micro_batches
+    with pytest.raises(
+        OutOfMemoryError,
+        match=rf"largest pack has 4 samples and {pack.input_tokens} tokens;.*Try pack_length_tokens "
+        rf"{pack.input_tokens // 2}, or gradient_checkpointing true, or adapter.quantization nf4, or a smaller",
+    ):
+        Optimization(loaded, config, Ranks(), 1).step(0, micro_batches)
