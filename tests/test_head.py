@@ -150,6 +150,7 @@ def test_statistics_equal_those_of_full_logits():
             "eos_nll_sum": -logp_N[is_eos].sum().item(),
             "eos_count": int(is_eos.sum()),
             "num_tokens": int(keep.sum()),
+            "kl_sum": 0.0,
         },
         rel=1e-10,
     )
@@ -299,7 +300,7 @@ def test_shapes_that_do_not_fit_are_named():
 
 
 def test_unknown_objectives_are_refused():
-    with pytest.raises(ConfigError, match="there are dft, nll"):
+    with pytest.raises(ConfigError, match="there are asft, deft, "):
         objective_loss(*problem(), objective="focal")
 
 

@@ -1,26 +1,32 @@
 """The loss head: hidden states, lm_head and labels -> loss sum, token count and statistics, without N x V logits.
 
-Supervised rows are gathered first; a chunk of them at a time meets the whole vocabulary, and its exact gradients are
-taken at once, while the chunk's softmax is at hand: nothing is recomputed in the backward pass.
+Supervised rows are gathered first; a chunk of them at a time meets the whole vocabulary, and its gradients are taken at
+once, while the chunk's softmax is at hand: nothing is recomputed in the backward pass (``vlm_dft.heads``).
 Knows nothing about models, batches or optimizers; sums are returned, the caller divides once by the global count.
 
-Shapes: N rows, D hidden size, V vocabulary, C rows of a chunk, S statistics.
+Shapes: N rows, D hidden size, V vocabulary, S statistics, M supervised rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm_dft import objectives
-from vlm_dft.objectives import Objective, TokenStatistics
+from vlm_dft.errors import ConfigError
+from vlm_dft.heads import linear_cross_entropy
+from vlm_dft.heads.chunks import Request, RowResults, compute
+from vlm_dft.heads.projection import Projection
+from vlm_dft.objectives import Objective
 
 IGNORED: Final = -100
 """The label of a row that is not supervised."""
+
+BACKENDS: Final = ("auto", "torch", "linear_cross_entropy")
 
 STATISTICS: Final = (
     "objective_sum",
@@ -34,6 +40,7 @@ STATISTICS: Final = (
     "eos_nll_sum",
     "eos_count",
     "num_tokens",
+    "kl_sum",
 )
 """What the entries of LossSums.statistics_S are: sums and counts over supervised tokens, never means."""
 
@@ -47,11 +54,19 @@ class LossSums:
     """Sums over the supervised rows of one call."""
 
     loss_sum: Tensor
-    """Sum of weight x NLL, 0-d, differentiable; zero with a graph when nothing is supervised."""
+    """Sum of weight x NLL, and of kl_weight x KL, 0-d, differentiable; zero with a graph when nothing is supervised."""
     num_tokens: int
     """Supervised rows."""
-    statistics_S: Tensor  # noqa: N815
+    statistics_S: Tensor
     """float64, detached, in the order of STATISTICS; add them over calls and ranks, divide last."""
+    loss: Tensor
+    """loss_sum / denominator: its backward pass scales no gradient again, which saves a pass over the weight's."""
+    logp_M: Tensor
+    """Log-probability of each supervised row's target, in the order of the rows, detached."""
+    weight_M: Tensor
+    """The objective's weight of each, detached."""
+    sparse_tokens: int = 0
+    """Supervised rows whose gradients were column-sparse."""
 
     def named(self) -> dict[str, float]:
         """Statistics by name; waits for the device."""
@@ -66,7 +81,16 @@ def objective_loss(
     objective: str | Objective = "dft",
     bias_V: Tensor | None = None,
     eos_token_id: int | None = None,
+    denominator: float = 1.0,
     chunk_rows: int | None = None,
+    tolerance: float = 0.0,
+    backend: str = "auto",
+    statistics: Literal["all", "target"] = "all",
+    segments_N: Tensor | None = None,
+    ref_logp_N: Tensor | None = None,
+    ref_hidden_ND: Tensor | None = None,
+    ref_weight_VD: Tensor | None = None,
+    ref_bias_V: Tensor | None = None,
 ) -> LossSums:
     """Sum of weight x NLL of ``labels_N`` under ``softmax(hidden_ND @ weight_VD.T + bias_V)``.
 
@@ -74,29 +98,55 @@ def objective_loss(
     and statistics are float32 (float64 for float64 inputs), whatever the inputs' type and any autocast. Gradients are
     computed only for inputs that require them. ``chunk_rows`` bounds memory: chunk_rows x V logits exist at once.
 
+    ``tolerance`` permits column-sparse gradients (``vlm_dft.heads.sparse``) where the objective's weight vanishes with
+    p: words whose weight x probability, summed over a chunk's rows, is not above it are approximated. The loss stays
+    exact. 0: exact gradients. 1e-6: errors below 1e-3; 1e-5 is faster and 2 to 3 times less exact.
+
+    ``statistics="target"`` leaves out what needs more than the target's log-probability: entropy_sum and correct_count
+    are NaN. ``backend``: torch serves everything; linear_cross_entropy needs "target" and tolerance 0; auto is torch.
+    ``segments_N`` says which sequence a row belongs to, whole sequences in one call; ``ref_logp_N`` is the target's
+    log-probability under a reference model; ``ref_hidden_ND``, ``ref_weight_VD`` and ``ref_bias_V`` are such a model's
+    states and head. Objectives that need them say so (``Objective.needs_...``), others do not look at them.
+
     Raises ValueError for shapes that do not fit, IndexError for labels outside the vocabulary, ConfigError for an
-    unknown objective.
+    unknown objective, for what an objective needs and was not given, and for a backend that cannot serve.
     """
-    _check_shapes(hidden_ND, weight_VD, labels_N, bias_V)
     chosen = objective if isinstance(objective, Objective) else objectives.objective(objective)
-    rows_N = _supervised_rows(labels_N, weight_VD.shape[0])
-    if rows_N.numel() == 0:
-        # A zero that depends on every input keeps the graph, so that backward() works and reaches all parameters.
-        parts = [hidden_ND, weight_VD] + ([bias_V] if bias_V is not None else [])
-        zero = sum((part[:0].sum(dtype=torch.float32) for part in parts), hidden_ND.new_zeros((), dtype=torch.float32))
-        return LossSums(zero, 0, hidden_ND.new_zeros(len(STATISTICS), dtype=torch.float64))
-    labels_N = labels_N[rows_N]
-    loss_sum, logp_N, weight_N, entropy_N, correct_N = _ChunkedHead.apply(
-        hidden_ND[rows_N],
-        weight_VD,
-        bias_V,
-        labels_N,
-        chosen,
-        chunk_rows or _default_chunk_rows(weight_VD),
-        torch.is_grad_enabled(),
+    _check_shapes(hidden_ND, weight_VD, labels_N, bias_V)
+    _check_settings(denominator, tolerance, backend, statistics)
+    _check_references(chosen, hidden_ND, weight_VD, segments_N, ref_logp_N, ref_hidden_ND, ref_weight_VD)
+    rows_M = _supervised_rows(labels_N, weight_VD.shape[0])
+    if rows_M.numel() == 0:
+        return _nothing(hidden_ND, weight_VD, bias_V)
+    reference = None
+    if chosen.needs_reference and ref_hidden_ND is not None and ref_weight_VD is not None:
+        reference = Projection(ref_hidden_ND[rows_M].detach(), ref_weight_VD.detach(), ref_bias_V)
+    request = Request(
+        labels_N=labels_N[rows_M].long(),
+        objective=chosen,
+        wanted=frozenset({"entropy", "correct"} if statistics == "all" else ()),
+        chunk_rows=chunk_rows or _default_chunk_rows(weight_VD),
+        tolerance=tolerance,
+        scale=1 / denominator,
+        reference=reference,
+        ref_logp_N=ref_logp_N[rows_M] if chosen.needs_ref_logp and ref_logp_N is not None else None,
+        segments_N=_numbered(segments_N[rows_M]) if chosen.needs_segments and segments_N is not None else None,
     )
-    statistics_S = _summarise(logp_N, weight_N, entropy_N, correct_N, labels_N, eos_token_id)
-    return LossSums(loss_sum, labels_N.numel(), statistics_S)
+    if backend == "linear_cross_entropy":
+        loss, results = linear_cross_entropy.compute(hidden_ND[rows_M], weight_VD, bias_V, request)
+    else:
+        held: list[RowResults] = []
+        loss = _Head.apply(hidden_ND[rows_M], weight_VD, bias_V, request, held, torch.is_grad_enabled())
+        (results,) = held
+    return LossSums(
+        loss_sum=loss if denominator == 1 else loss * denominator,
+        num_tokens=rows_M.numel(),
+        statistics_S=_summarise(results, request, eos_token_id),
+        loss=loss,
+        logp_M=results.logp_N,
+        weight_M=results.weight_N,
+        sparse_tokens=results.sparse_rows,
+    )
 
 
 def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V: Tensor | None) -> None:
@@ -112,18 +162,57 @@ def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V
         raise ValueError(f"bias {tuple(bias_V.shape)} must have one entry per row of weight {tuple(weight_VD.shape)}")
 
 
+def _check_settings(denominator: float, tolerance: float, backend: str, statistics: str) -> None:
+    if not denominator > 0:
+        raise ValueError(f"denominator must be above 0, not {denominator}")
+    if not 0 <= tolerance < 1:
+        raise ConfigError(f"tolerance {tolerance} must be at least 0 and below 1; 0 is exact", param="tolerance")
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}: there are {', '.join(BACKENDS)}", param="backend")
+    if statistics not in ("all", "target"):
+        raise ConfigError(f"unknown statistics {statistics!r}: there are all, target", param="statistics")
+
+
+def _check_references(
+    chosen: Objective,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    segments_N: Tensor | None,
+    ref_logp_N: Tensor | None,
+    ref_hidden_ND: Tensor | None,
+    ref_weight_VD: Tensor | None,
+) -> None:
+    """What the objective needs is there and fits."""
+    given = {
+        "segments_N": (chosen.needs_segments, segments_N),
+        "ref_logp_N": (chosen.needs_ref_logp, ref_logp_N),
+        "ref_hidden_ND": (chosen.needs_reference, ref_hidden_ND),
+        "ref_weight_VD": (chosen.needs_reference, ref_weight_VD),
+    }
+    for name, (needed, tensor) in given.items():
+        if not needed:
+            continue
+        if tensor is None:
+            raise ConfigError(
+                f"objective {chosen.name} needs {name}: give it, or choose another", param="objective.name"
+            )
+        rows = weight_VD.shape[0] if name == "ref_weight_VD" else hidden_ND.shape[0]
+        if tensor.ndim != (1 if name.endswith("_N") else 2) or tensor.shape[0] != rows:
+            raise ValueError(f"{name} {tuple(tensor.shape)} must have {rows} entries, as its suffix says")
+
+
 def _supervised_rows(labels_N: Tensor, vocabulary: int) -> Tensor:
     """Indices of supervised rows; checks their labels in the same wait for the device."""
-    rows_N = (labels_N != IGNORED).nonzero().squeeze(1)
-    if rows_N.numel():
-        low, high = (int(bound) for bound in torch.stack(labels_N[rows_N].aminmax()).tolist())
+    rows_M = (labels_N != IGNORED).nonzero().squeeze(1)
+    if rows_M.numel():
+        low, high = (int(bound) for bound in torch.stack(labels_N[rows_M].aminmax()).tolist())
         if low < 0 or high >= vocabulary:
             wrong = low if low < 0 else high
             raise IndexError(
                 f"label {wrong} is outside the vocabulary of {vocabulary}: "
                 f"labels are 0..{vocabulary - 1}, or {IGNORED} for rows that are not supervised"
             )
-    return rows_N
+    return rows_M
 
 
 def _default_chunk_rows(weight_VD: Tensor) -> int:
@@ -131,30 +220,44 @@ def _default_chunk_rows(weight_VD: Tensor) -> int:
     return max(1, elements // weight_VD.shape[0])
 
 
-def _summarise(
-    logp_N: Tensor, weight_N: Tensor, entropy_N: Tensor, correct_N: Tensor, labels_N: Tensor, eos_token_id: int | None
-) -> Tensor:
-    nll_N = -logp_N.double()
-    weight_N, p_N = weight_N.double(), nll_N.neg().exp()
-    eos_N = labels_N == (-1 if eos_token_id is None else eos_token_id)
+def _numbered(segments_M: Tensor) -> Tensor:
+    """The same sequences, numbered from 0."""
+    return segments_M.unique(return_inverse=True)[1]
+
+
+def _nothing(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> LossSums:
+    # A zero that depends on every input keeps the graph, so that backward() works and reaches all parameters.
+    parts = [hidden_ND, weight_VD] + ([bias_V] if bias_V is not None else [])
+    zero = sum((part[:0].sum(dtype=torch.float32) for part in parts), hidden_ND.new_zeros((), dtype=torch.float32))
+    none_M = hidden_ND.new_zeros(0, dtype=torch.float32)
+    return LossSums(zero, 0, hidden_ND.new_zeros(len(STATISTICS), dtype=torch.float64), zero, none_M, none_M)
+
+
+def _summarise(results: RowResults, request: Request, eos_token_id: int | None) -> Tensor:
+    nll_M = -results.logp_N.double()
+    weight_M, p_M = results.weight_N.double(), nll_M.neg().exp()
+    kl_M = results.kl_N.double() if results.kl_N is not None else torch.zeros_like(nll_M)
+    unknown_M = torch.full_like(nll_M, torch.nan)
+    eos_M = request.labels_N == (-1 if eos_token_id is None else eos_token_id)
     columns = (
-        weight_N * nll_N,
-        nll_N,
-        weight_N,
-        weight_N.square(),
-        p_N < 0.1,
-        p_N > 0.9,
-        correct_N,
-        entropy_N,
-        nll_N * eos_N,
-        eos_N,
-        torch.ones_like(nll_N),
+        weight_M * nll_M + request.objective.kl_weight * kl_M,
+        nll_M,
+        weight_M,
+        weight_M.square(),
+        p_M < 0.1,
+        p_M > 0.9,
+        results.correct_N if results.correct_N is not None else unknown_M,
+        results.entropy_N if results.entropy_N is not None else unknown_M,
+        nll_M * eos_M,
+        eos_M,
+        torch.ones_like(nll_M),
+        kl_M,
     )
     return torch.stack([column.double() for column in columns]).sum(dim=1)
 
 
-class _ChunkedHead(torch.autograd.Function):
-    """Exact loss and gradients of gathered rows, one chunk of rows at a time.
+class _Head(torch.autograd.Function):
+    """The loss of gathered rows, times request.scale.
 
     The loss is linear in the scalar gradient that arrives in backward, so the gradients for a scalar of one are taken
     in forward and scaled in backward.
@@ -166,21 +269,20 @@ class _ChunkedHead(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        labels_N: Tensor,
-        chosen: Objective,
-        chunk_rows: int,
+        request: Request,
+        held: list[RowResults],
         differentiate: bool,
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
+        needs = tuple(differentiate and need for need in ctx.needs_input_grad[:3])
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            work = _Chunks(hidden_ND, weight_VD, bias_V, [differentiate and need for need in ctx.needs_input_grad[:3]])
-            for start in range(0, labels_N.numel(), chunk_rows):
-                work.add(start, labels_N[start : start + chunk_rows], chosen)
-        loss_sum = (work.weight_N.double() * -work.logp_N.double()).sum().to(work.logp_N.dtype)
-        ctx.gradients = (work.grad_hidden_ND, work.grad_weight_VD, work.grad_bias_V)
+            results, gradients = compute(Projection(hidden_ND, weight_VD, bias_V), bias_V, request, needs)
+        held.append(results)
+        ctx.gradients = (gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, bias_V.dtype if bias_V is not None else None)
-        tokens = (work.logp_N, work.weight_N, work.entropy_N, work.correct_N)
-        ctx.mark_non_differentiable(*tokens)
-        return loss_sum, *tokens
+        loss_N = results.weight_N.double() * -results.logp_N.double()
+        if results.kl_N is not None:
+            loss_N += request.objective.kl_weight * results.kl_N.double()
+        return loss_N.sum().mul(request.scale).to(results.logp_N.dtype)
 
     @staticmethod
     @once_differentiable
@@ -189,72 +291,16 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("objective_loss keeps its gradients for one backward pass: call it again for another")
-        # Scaled in place: a second V x D tensor would be the largest of the step.
+        (scale,) = grad_outputs
+        # Where looking costs nothing, a scale of one saves the pass. In place: a second V x D tensor would be the
+        # largest of the step.
+        if not (scale.is_cpu and scale == 1):
+            for gradient in ctx.gradients:
+                if gradient is not None:
+                    gradient.mul_(scale)
         scaled = tuple(
-            gradient.mul_(grad_outputs[0]).to(dtype) if gradient is not None else None
+            gradient.to(dtype) if gradient is not None else None
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
         ctx.gradients = None
-        return *scaled, None, None, None, None
-
-
-class _Chunks:
-    """Results of the chunks so far; buffers of C x V are made once and used again."""
-
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needs: list[bool]) -> None:
-        self.exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        # On a GPU the matmul reads the narrow type and accumulates into float32; CPUs get the wide type.
-        self.narrow = hidden_ND.dtype if hidden_ND.is_cuda else self.exact
-        self.hidden_ND = hidden_ND.to(self.narrow)
-        self.weight_VD = weight_VD.to(self.narrow)
-        self.bias_V = bias_V.to(self.exact) if bias_V is not None else None
-        rows = hidden_ND.shape[0]
-        self.logp_N, self.weight_N, self.entropy_N = (
-            torch.empty(rows, dtype=self.exact, device=hidden_ND.device) for _ in range(3)
-        )
-        self.correct_N = torch.empty(rows, dtype=torch.bool, device=hidden_ND.device)
-        need_hidden, need_weight, need_bias = needs
-        self.grad_hidden_ND = torch.empty_like(hidden_ND, dtype=self.exact) if need_hidden else None
-        self.grad_weight_VD = torch.zeros_like(weight_VD, dtype=self.exact) if need_weight else None
-        self.grad_bias_V = torch.zeros_like(self.bias_V) if need_bias and self.bias_V is not None else None
-
-    def add(self, start: int, labels_C: Tensor, chosen: Objective) -> None:
-        rows = slice(start, start + labels_C.numel())
-        logits_CV = self._matmul(self.hidden_ND[rows], self.weight_VD.T)
-        if self.bias_V is not None:
-            logits_CV += self.bias_V
-        target_C1 = labels_C.long().unsqueeze(1)
-        top_C1, top_index_C1 = logits_CV.max(dim=1, keepdim=True)
-        logits_CV -= top_C1  # shifted: the largest is 0, no exponential overflows
-        shifted_target_C = logits_CV.gather(1, target_C1).squeeze(1)
-        exp_CV = logits_CV.exp()
-        sum_C = exp_CV.sum(dim=1)
-        logp_C = shifted_target_C - sum_C.log()
-        # H = log sum - E[shifted]; both sums stay in the exact type.
-        entropy_C = sum_C.log() - torch.linalg.vecdot(exp_CV, logits_CV) / sum_C
-        weight_C = chosen.weights(TokenStatistics(logp_N=logp_C, entropy_N=entropy_C))
-        self.logp_N[rows], self.weight_N[rows], self.entropy_N[rows] = logp_C, weight_C, entropy_C
-        self.correct_N[rows] = (top_index_C1 == target_C1).squeeze(1)
-        if self.grad_hidden_ND is None and self.grad_weight_VD is None and self.grad_bias_V is None:
-            return
-        # d(w x NLL)/dlogits = w (softmax - onehot), w being a constant.
-        gradient_CV = exp_CV.mul_((weight_C / sum_C).unsqueeze(1))
-        gradient_CV.scatter_add_(1, target_C1, -weight_C.unsqueeze(1))
-        self._accumulate(rows, gradient_CV)
-
-    def _accumulate(self, rows: slice, gradient_CV: Tensor) -> None:
-        if self.grad_bias_V is not None:
-            self.grad_bias_V += gradient_CV.sum(dim=0)
-        gradient_CV = gradient_CV.to(self.narrow)
-        if self.grad_hidden_ND is not None:
-            self.grad_hidden_ND[rows] = self._matmul(gradient_CV, self.weight_VD)
-        if self.grad_weight_VD is None:
-            return
-        if self.narrow == self.exact:
-            self.grad_weight_VD.addmm_(gradient_CV.T, self.hidden_ND[rows])
-        else:
-            self.grad_weight_VD += self._matmul(gradient_CV.T, self.hidden_ND[rows])
-
-    def _matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        """Product in the exact type, whatever the factors' type."""
-        return torch.mm(left, right) if self.narrow == self.exact else torch.mm(left, right, out_dtype=self.exact)
+        return *scaled, None, None, None
