@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vlm_dft.config import JudgeConfig
+
 
 class Settings(BaseSettings):
     """All settings; each field's environment variable is VLM_DFT_ and its name in capitals."""
@@ -39,6 +41,13 @@ class Settings(BaseSettings):
     """Directories under which datasets may be registered by server path (JSON list)."""
     benchmarks: Path | None = None
     """Directory with one subdirectory or TSV per benchmark; unset: <data>/benchmarks."""
+    judge_base_url: str | None = Field(default=None, pattern=JudgeConfig.model_fields["base_url"].metadata[0].pattern)
+    """OpenAI-compatible endpoint of the judge that evaluations may ask for, such as https://api.openai.com/v1.
+
+    Its key is taken from VLM_DFT_JUDGE_API_KEY by the process that asks, and kept nowhere.
+    """
+    judge_model: str | None = None
+    """The judge's model."""
     allow_image_urls: bool = False
     """Fetch https image URLs during validation; private addresses are refused even then."""
 

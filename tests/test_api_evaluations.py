@@ -119,12 +119,39 @@ def test_an_evaluation_from_submit_to_items(api: Api) -> None:
         ({"temperature": -1}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"prompt": "short"}, "prompt"),
+        ({"judge": True}, "judge"),
+        ({"samples_per_item": 4}, None),
     ],
 )
-def test_a_wrong_evaluation_is_refused(api: Api, fields: dict[str, Any], param: str) -> None:
+def test_a_wrong_evaluation_is_refused(api: Api, fields: dict[str, Any], param: str | None) -> None:
     response = api.http().post("/v1/evaluations", json={"model": "tiny", "benchmarks": ["we-math"], **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
     assert api.count(Job) == 0
+
+
+def test_the_judge_is_the_servers_and_its_key_is_nowhere(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM_DFT_JUDGE_API_KEY", "sk-hidden")
+    (tmp_path / "benchmarks" / "we-math").mkdir(parents=True)
+    with serve(tmp_path, sqlite_url, judge_base_url="https://judge/v1", judge_model="gpt-4o-mini") as api:
+        body = {"model": "tiny", "benchmarks": ["we-math"], "judge": True}
+        made = api.http().post("/v1/evaluations", json=body)
+        judge = made.json()["resolved_config"]["evaluation"]["judge"]
+        assert (judge["base_url"], judge["model"]) == ("https://judge/v1", "gpt-4o-mini")
+        assert "sk-hidden" not in made.text
+        run = api.claim(made.json()["id"])
+        assert "sk-hidden" not in json.dumps(run.config)
+
+
+def test_a_text_model_is_scored_on_text(api: Api) -> None:
+    (api.settings.resolved_benchmarks / "gsm8k.jsonl").write_text("{}\n")
+    body = {"model": "tiny-text", "benchmarks": ["gsm8k"], "samples_per_item": 16, "temperature": 1.0}
+    made = api.http().post("/v1/evaluations", json=body).json()
+    assert made["resolved_config"]["evaluation"]["benchmarks"][0]["kind"] == "text_math"
+    assert made["resolved_config"]["evaluation"]["samples_per_item"] == 16
+    both = api.http().post("/v1/evaluations", json={**body, "benchmarks": ["gsm8k", "we-math"]}).json()
+    assert "we-math shows images" in both["error"]["message"]
 
 
 def test_a_tuned_model_is_evaluated_with_the_pixels_it_was_trained_with(api: Api) -> None:

@@ -89,6 +89,7 @@ def test_trainer_environment_holds_no_secret(monkeypatch: pytest.MonkeyPatch, tm
         "HF_TOKEN",
         "https_proxy",
         "PGPASSWORD",
+        "VLM_DFT_JUDGE_API_KEY",
     )
     for name in secrets:
         monkeypatch.setenv(name, "hunter2")
@@ -102,6 +103,8 @@ def test_trainer_environment_holds_no_secret(monkeypatch: pytest.MonkeyPatch, tm
     assert {name for name, value in online.items() if value == "hunter2"} == {"HF_TOKEN", "https_proxy"}
     assert "HF_HUB_OFFLINE" not in online
     assert online["CUDA_VISIBLE_DEVICES"] == "", "a validation takes no GPU"
+    judged = trainer_environment(step_settings(tmp_path), ranks=1, uses_gpu=True, uses_judge=True)
+    assert {name for name, value in judged.items() if value == "hunter2"} == {"VLM_DFT_JUDGE_API_KEY", "https_proxy"}
 
 
 def test_config_of_an_attempt_adds_identity_lease_and_the_furthest_checkpoint_on_disk(stack: Stack) -> None:

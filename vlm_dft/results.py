@@ -152,6 +152,8 @@ class Score(Record):
     """Such as native-rules/v1."""
     judge: str
     """none for rule-based scoring."""
+    judged: int = 0
+    """Answers that a judge looked at; rules decided the others."""
     prompt: str
     generation: dict[str, Any]
     pixels: dict[str, int]
@@ -159,7 +161,7 @@ class Score(Record):
     failure_rate: float
     """Share of items without a usable generation; they count as wrong."""
     extraction_rate: float
-    """Share of items in which an answer was found by rule."""
+    """Share of items in which an answer was found, by rule or by the judge."""
     predictions: str
     """File with every prediction, relative to the run directory."""
     wall_seconds: float

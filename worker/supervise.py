@@ -115,10 +115,14 @@ class Attempt:
 
     def _start(self) -> TrainerProcess:
         """Raises VlmDftError or OSError."""
-        self._run.create(self._config())
+        config = self._config()
+        self._run.create(config)
         self._renew_ranks()
         environment = trainer_environment(
-            self._settings, ranks=self._ranks, uses_gpu=self._claim.kind != Kind.FILE_VALIDATION
+            self._settings,
+            ranks=self._ranks,
+            uses_gpu=self._claim.kind != Kind.FILE_VALIDATION,
+            uses_judge=config.evaluation is not None and config.evaluation.judge is not None,
         )
         command = trainer_command(self._settings, self._run.path, ranks=self._ranks)
         process = TrainerProcess(command, environment, self._run.path, self._run.log_path)

@@ -28,6 +28,9 @@ _INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_")
 _FOR_DOWNLOADS = frozenset(
     {"HF_TOKEN", "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
 )
+_FOR_JUDGES = frozenset({"VLM_DFT_JUDGE_API_KEY"}) | {
+    name for name in _FOR_DOWNLOADS if name.lower().endswith("_proxy")
+}
 # torchrun sets no parent-death signal of its own, and killing it would leave its ranks to the lease alone.
 _DIE_WITH_PARENT = (
     "import ctypes,os,runpy,signal,sys;"
@@ -48,10 +51,12 @@ def trainer_command(settings: Settings, run_dir: Path, *, ranks: int) -> list[st
 
 
 def trainer_environment(
-    settings: Settings, *, ranks: int, uses_gpu: bool, threads: int | None = None
+    settings: Settings, *, ranks: int, uses_gpu: bool, uses_judge: bool = False, threads: int | None = None
 ) -> dict[str, str]:
     """The allow-listed part of our environment, and what a trainer needs beside it."""
     allowed = _INHERITED | _FOR_DOWNLOADS if settings.hub_models else _INHERITED
+    if uses_judge:
+        allowed = allowed | _FOR_JUDGES
     environment = {
         name: value for name, value in os.environ.items() if name in allowed or name.startswith(_INHERITED_PREFIXES)
     }

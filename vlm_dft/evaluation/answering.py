@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,12 +18,15 @@ from vlm_dft.errors import DatasetError
 from vlm_dft.evaluation.benchmarks import RULES
 from vlm_dft.evaluation.grading import Grade
 from vlm_dft.evaluation.items import Benchmark, Item
+from vlm_dft.evaluation.judge import Judge
+from vlm_dft.evaluation.judging import NEVER_JUDGED, Judged, judge_all, judged
 from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.predictions import Prediction, PredictionLog, sample_id
 from vlm_dft.results import Progress
 from vlm_dft.run_dir import RunDir
 
 Role = Literal["base", "tuned"]
+_PROGRESS_SECONDS = 1.0
 
 
 class Answer(Protocol):
@@ -65,6 +69,7 @@ class Answering:
     benchmark_config: BenchmarkConfig
     benchmark: Benchmark
     latex: LatexProcess
+    judge: Judge | None = None
 
     def predictions(self, model: Answerer, identity: dict[str, Any]) -> list[Prediction]:
         """All samples of all items, in the benchmark's order; those on disk are not generated again."""
@@ -85,7 +90,32 @@ class Answering:
         for batch in self._batches(wanted, log):
             answers = model.answers([ask.item for ask in batch], [ask.sample for ask in batch])
             log.append([self._prediction(ask, answer) for ask, answer in zip(batch, answers, strict=True)])
+        if self.judge is not None and self.benchmark_config.kind not in NEVER_JUDGED:
+            log.replace(self._judged([log.done[ask.key] for ask in wanted], self.judge))
         return [log.done[ask.key] for ask in wanted]
+
+    def _judged(self, predictions: Sequence[Prediction], judge: Judge) -> list[Prediction]:
+        """The same, each graded by rules and, where these do not decide, by the judge. Raises EvaluationError."""
+        items = {item.id: item for item in self.benchmark.items}
+        kind, total = self.benchmark_config.kind, len(predictions)
+        began = told = time.monotonic()
+
+        def decide(prediction: Prediction) -> Judged:
+            if prediction.judged:
+                return Judged(prediction.grade, prediction.judged)
+            item = items[prediction.id]
+            return judged(kind, item, prediction.prediction, prediction.grade, judge, self.latex)
+
+        def tell(done: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if now - told > _PROGRESS_SECONDS or done == total:
+                told = now
+                self._tell(done, total, (now - began) / done * (total - done), who="judge")
+
+        tasks = [partial(decide, prediction) for prediction in predictions]
+        found = judge_all(tasks, judge, tell)
+        return [each.graded(*result) for each, result in zip(predictions, found, strict=True)]
 
     def grade(self, item: Item, response: str) -> Grade:
         return RULES[self.benchmark_config.kind].grade(item, response, self.latex)
@@ -102,11 +132,12 @@ class Answering:
             yield missing[start : start + self.config.batch_size]
         self._tell(len(wanted), len(wanted), 0.0)
 
-    def _tell(self, done: int, total: int, seconds_remaining: float | None) -> None:
+    def _tell(self, done: int, total: int, seconds_remaining: float | None, who: str = "") -> None:
+        name = self.benchmark_config.name
         self.run.write_progress(
             Progress(
                 phase="evaluating",
-                benchmark=self.benchmark_config.name,
+                benchmark=f"{name} ({who})" if who else name,
                 items_done=done,
                 items_total=total,
                 seconds_remaining=seconds_remaining,

@@ -8,8 +8,11 @@ Knows nothing about benchmarks. Not covered: processor time below the limit, a f
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -22,6 +25,7 @@ MAX_DEPTH = 24
 MAX_RESPONSE_CHARACTERS = 16_000
 """Of a response that math-verify looks through, counted from its end."""
 _READY = b"ready\n"
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
 
 class Comparison(NamedTuple):
@@ -47,9 +51,10 @@ NOT_VERIFIED = Verification(None, False)
 
 
 class LatexProcess:
-    """The child process; use it as a context manager. Not for use by several threads at once."""
+    """The child process; use it as a context manager. Threads wait for each other."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self.num_killed = 0
         """Pairs whose comparison ran into a limit; they count as different."""
@@ -82,6 +87,10 @@ class LatexProcess:
 
     def _ask(self, request: list[Any]) -> list[Any] | None:
         """The child's answer; None when a limit ended it."""
+        with self._lock:
+            return self._ask_child(request)
+
+    def _ask_child(self, request: list[Any]) -> list[Any] | None:
         child = self.start()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -109,6 +118,7 @@ class LatexProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not _SECRET.search(name)},
             )
             assert self._child.stdout is not None
             if self._child.stdout.readline() != _READY:

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from vlm_dft.errors import EvaluationError
 from vlm_dft.evaluation.answers import Rule
 from vlm_dft.evaluation.grading import Grade
+from vlm_dft.evaluation.judge import JudgeReply
 from vlm_dft.results import Record
 from vlm_dft.run_dir import disk_errors, write_atomically, write_json
 
@@ -61,6 +62,8 @@ class Prediction(Record):
     """The end-of-turn token included."""
     error: str | None = None
     """Why nothing was generated."""
+    judged: tuple[JudgeReply, ...] = ()
+    """What a judge said; empty where rules decided."""
 
     @property
     def key(self) -> str:
@@ -71,9 +74,10 @@ class Prediction(Record):
     def grade(self) -> Grade:
         return Grade(self.extracted, self.rule, self.correct)
 
-    def graded(self, grade: Grade) -> Prediction:
+    def graded(self, grade: Grade, judged: tuple[JudgeReply, ...] = ()) -> Prediction:
         """The same answer, with this grade."""
-        return self.model_copy(update={"extracted": grade.extracted, "rule": grade.rule, "correct": grade.correct})
+        update = {"extracted": grade.extracted, "rule": grade.rule, "correct": grade.correct, "judged": judged}
+        return self.model_copy(update=update)
 
     @property
     def failed(self) -> bool:

@@ -27,6 +27,8 @@ from vlm_dft.evaluation.benchmarks import RULES, load_benchmark, scorer_of
 from vlm_dft.evaluation.generation import Generator
 from vlm_dft.evaluation.grading import JUDGE, Grade, Summary, average
 from vlm_dft.evaluation.items import Benchmark
+from vlm_dft.evaluation.judge import Judge
+from vlm_dft.evaluation.judging import NEVER_JUDGED
 from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.predictions import PREDICTIONS_NAME, SCORE_NAME, Prediction
 from vlm_dft.model import LoadedModel, load
@@ -66,6 +68,7 @@ def evaluate(
     with LatexProcess() as latex:
         latex.start()
         asked = _read_benchmarks(config, run)
+        judge = _open_judge(config, run)
         sources: list[tuple[Role, str, str | None]] = [("tuned", tuned, config.revision if config.model else None)]
         if base is not None:
             sources.append(("base", base, base_revision))
@@ -73,7 +76,7 @@ def evaluate(
             run.write_progress(Progress(phase="loading_model"))
             model = Model(role, source, model_sha256(locate(source, revision)), load(source, revision=revision))
             generator = Generator(model.loaded, config, config.pixels)
-            scores += [_score(config, run, model, generator, entry, latex) for entry in asked]
+            scores += [_score(config, run, model, generator, entry, latex, judge) for entry in asked]
             del model, generator
             gc.collect()
             torch.cuda.empty_cache()
@@ -103,16 +106,35 @@ def _read_benchmarks(config: EvalConfig, run: RunDir) -> list[Asked]:
     return asked
 
 
+def _open_judge(config: EvalConfig, run: RunDir) -> Judge | None:
+    """The judge, known to work. Raises EvaluationError before anything is generated."""
+    if config.judge is None:
+        return None
+    judge = Judge(config.judge, run.path / "evaluation" / "judge")
+    judge.preflight()
+    return judge
+
+
+def _judge_of(kind: BenchmarkKind, judge: Judge | None) -> str:
+    return JUDGE if judge is None or kind in NEVER_JUDGED else judge.name
+
+
 def _score(
-    config: EvalConfig, run: RunDir, model: Model, generator: Generator, asked: Asked, latex: LatexProcess
+    config: EvalConfig,
+    run: RunDir,
+    model: Model,
+    generator: Generator,
+    asked: Asked,
+    latex: LatexProcess,
+    judge: Judge | None,
 ) -> Score:
     if not model.loaded.is_vision and any(item.picture for item in asked.benchmark.items):
         raise EvaluationError(
             f"{model.source} is a text model and cannot see the pictures of {asked.config.name}: use a vision model"
         )
     begun = time.monotonic()
-    answering = Answering(config, run, model.role, asked.config, asked.benchmark, latex)
-    predictions = answering.predictions(generator, _identity(config, model, generator, asked))
+    answering = Answering(config, run, model.role, asked.config, asked.benchmark, latex, judge)
+    predictions = answering.predictions(generator, _identity(config, model, generator, asked, judge))
     summary = summarize(asked.config.kind, asked.benchmark, predictions, config.samples_per_item)
     directory = run.evaluation_path(model.role, asked.config.name)
     score = Score(
@@ -132,7 +154,8 @@ def _score(
         items_sha256=asked.benchmark.sha256,
         by_category=summary.by_category,
         scorer=scorer_of(asked.config.kind),
-        judge=JUDGE,
+        judge=_judge_of(asked.config.kind, judge),
+        judged=sum(bool(entry.judged) for entry in predictions),
         prompt=config.prompt,
         generation={**_settings(config, model), "batch_size": config.batch_size},
         pixels=config.pixels.model_dump(),
@@ -167,14 +190,16 @@ def _settings(config: EvalConfig, model: Model) -> dict[str, Any]:
     }
 
 
-def _identity(config: EvalConfig, model: Model, generator: Generator, asked: Asked) -> dict[str, Any]:
+def _identity(
+    config: EvalConfig, model: Model, generator: Generator, asked: Asked, judge: Judge | None
+) -> dict[str, Any]:
     """What must be equal for an old prediction to be as good as a new one."""
     return {
         "model_sha256": model.sha256,
         "chat_template_sha256": hashlib.sha256(generator.encoder.template.source.encode()).hexdigest(),
         "benchmark_sha256": asked.file_sha256,
         "scorer": scorer_of(asked.config.kind),
-        "judge": JUDGE,
+        "judge": _judge_of(asked.config.kind, judge),
         "generation": _settings(config, model),
         "pixels": config.pixels.model_dump(),
         "image_backend": IMAGE_BACKEND,

@@ -36,6 +36,8 @@ class EvaluationSettings(RequestModel, GenerationSettings):
     system_prompt: Text | None = None
     pixels: PixelConfig | None = None
     """Not given: the pixel limits that the model was trained with."""
+    judge: bool = False
+    """Let the server's judge decide what rules cannot; scores with and without a judge are not comparable."""
 
     @field_validator("benchmarks")
     @classmethod

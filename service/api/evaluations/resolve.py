@@ -17,7 +17,7 @@ from service.jobs.phases import Kind
 from service.jobs.store import NewJob
 from service.jobs.tables import Job
 from service.settings import Settings
-from vlm_dft.config import BenchmarkConfig, EvalConfig, GenerationSettings, PixelConfig, RunConfig
+from vlm_dft.config import BenchmarkConfig, EvalConfig, GenerationSettings, JudgeConfig, PixelConfig, RunConfig
 from vlm_dft.evaluation.benchmarks import WITH_PICTURES
 
 
@@ -35,6 +35,7 @@ def resolve_evaluation(
         revision=model.revision,
         benchmarks=benchmarks,
         pixels=pixels,
+        judge=resolve_judge(body.judge, settings, "judge"),
         **generation_settings(body),
     )
     new = NewJob(
@@ -54,6 +55,18 @@ def resolve_evaluation(
 def generation_settings(body: GenerationSettings) -> dict[str, Any]:
     """The generation's fields alone."""
     return body.model_dump(include=set(GenerationSettings.model_fields))
+
+
+def resolve_judge(wanted: bool, settings: Settings, param: str) -> JudgeConfig | None:
+    """The server's judge. Raises InvalidRequestError where it has none."""
+    if not wanted:
+        return None
+    if settings.judge_base_url is None or settings.judge_model is None:
+        message = (
+            f"{param}: this server has no judge: set VLM_DFT_JUDGE_BASE_URL and VLM_DFT_JUDGE_MODEL, or leave it out"
+        )
+        raise InvalidRequestError(message, param=param, code="judge_not_available")
+    return JudgeConfig(base_url=settings.judge_base_url, model=settings.judge_model)
 
 
 def need_vision(model: ResolvedModel, benchmarks: Sequence[BenchmarkConfig], param: str) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.api.evaluations.catalog import resolve_benchmarks
 from service.api.evaluations.requests import EvaluationPlan
-from service.api.evaluations.resolve import generation_settings, need_vision
+from service.api.evaluations.resolve import generation_settings, need_vision, resolve_judge
 from service.api.fine_tuning.lengths import check_lengths
 from service.api.fine_tuning.requests import (
     PRIORITIES,
@@ -143,6 +143,7 @@ def _eval_config(plan: EvaluationPlan, train: TrainConfig, model: ResolvedModel,
         benchmarks=benchmarks,
         include_base=plan.include_base,
         pixels=plan.pixels or train.pixels,
+        judge=resolve_judge(plan.judge, settings, "evaluation.judge"),
         **generation_settings(plan),
     )
 
