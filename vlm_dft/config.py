@@ -252,6 +252,10 @@ class EvalConfig(GenerationSettings):
     """Score the base model of the training as well, on the same items with the same settings."""
     judge: JudgeConfig | None = None
     """None: rules alone."""
+    score_cache: Path | None = None
+    """Directory that runs share: a model answers a benchmark once under the same settings."""
+    training_dataset: Path | None = None
+    """Canonical dataset that the model was trained on: overlaps with the benchmarks are reported."""
     pixels: PixelConfig = PixelConfig()
     vlmevalkit: VlmevalkitConfig = VlmevalkitConfig()
     resume_from: Path | None = None
