@@ -14,11 +14,13 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 from torch import Tensor
 
+from vlm_dft import objectives
 from vlm_dft.batches import MicroBatch, Plan, Steps, open_corpus
 from vlm_dft.config import ObjectiveConfig, TrainConfig
 from vlm_dft.data.collate import collate
-from vlm_dft.data.encoding import Encoder
+from vlm_dft.data.encoding import Encoder, Sample
 from vlm_dft.model import LoadedModel, adapt, load
+from vlm_dft.objectives import TokenStatistics
 from vlm_dft.optimization import Optimization
 from vlm_dft.ranks import Ranks
 
@@ -42,7 +44,13 @@ def loaded_for(config: TrainConfig, loaded: LoadedModel | None = None) -> Loaded
     return dataclasses.replace(loaded, model=adapt(loaded.model, config.adapter, config.freeze, config.seed))
 
 
-def micro_batches_of(config: TrainConfig, loaded: LoadedModel, rank: int = 0, num_ranks: int = 1) -> list[MicroBatch]:
+def micro_batches_of(
+    config: TrainConfig,
+    loaded: LoadedModel,
+    rank: int = 0,
+    num_ranks: int = 1,
+    ref_logp: dict[str, Tensor] | None = None,
+) -> list[MicroBatch]:
     """Those of the first step."""
     corpus = open_corpus(config.dataset, Encoder(loaded.processor, config.pixels), config, Path(config.model))
     plan = Plan(corpus.kept, config.batch_size, seed=config.seed)
@@ -55,6 +63,7 @@ def micro_batches_of(config: TrainConfig, loaded: LoadedModel, rank: int = 0, nu
         rank=rank,
         num_ranks=num_ranks,
     )
+    steps.ref_logp = ref_logp
     return next(steps.read())
 
 
@@ -68,22 +77,60 @@ def gradient_of(config: TrainConfig, *, ranks: Ranks | None = None) -> dict[str,
     return {name: p.grad for name, p in loaded.model.named_parameters() if p.grad is not None}
 
 
-def definition_of(config: TrainConfig) -> dict[str, Tensor]:
-    """The same by full logits of the stock model, one sample at a time, divided by the step's supervised tokens."""
-    loaded = loaded_for(config)
+def definition_of(
+    config: TrainConfig, loaded: LoadedModel | None = None, base: LoadedModel | None = None
+) -> dict[str, Tensor]:
+    """The same by full logits of the stock model, one sample at a time, divided by the step's supervised tokens.
+
+    base: the reference model, for objectives that compare with one.
+    """
+    loaded = loaded or loaded_for(config)
     model = loaded.model.train()
+    model.zero_grad(set_to_none=True)
     corpus = open_corpus(config.dataset, Encoder(loaded.processor, config.pixels), config, Path(config.model))
-    samples = [corpus.sample(index) for index in Plan(corpus.kept, BATCH, seed=config.seed).batch(0)]
+    samples = [corpus.sample(index) for index in Plan(corpus.kept, config.batch_size, seed=config.seed).batch(0)]
     total = sum(sample.supervised_tokens for sample in samples)
+    objective = objectives.from_config(config.objective)
     for sample in samples:
-        inputs = collate([sample], loaded.pad_token_id)
-        labels_T = inputs.pop("labels")[0, 1:]
-        keep = labels_T != -100
-        logits_NV = model(**inputs, use_cache=False).logits[0, :-1][keep].double()
-        logp_N = logits_NV.log_softmax(-1).gather(1, labels_T[keep][:, None]).squeeze(1)
-        weight_N = logp_N.detach().exp() if config.objective.name == "dft" else torch.ones_like(logp_N)
-        ((weight_N * -logp_N).sum() / total).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        if not sample.supervised_tokens:
+            continue
+        logits_NV, labels_N = _supervised_logits(model, sample, loaded.pad_token_id)
+        reference_NV = None
+        if base is not None:
+            with torch.no_grad():
+                reference_NV = _supervised_logits(base.model, sample, loaded.pad_token_id)[0].log_softmax(-1)
+        statistics = _statistics(logits_NV.detach(), labels_N, reference_NV)
+        logp_NV = logits_NV.log_softmax(-1)
+        loss = (objective.weights(statistics) * -logp_NV.gather(1, labels_N[:, None]).squeeze(1)).sum()
+        if objective.kl_weight and reference_NV is not None:
+            loss = loss + objective.kl_weight * (reference_NV.exp() * (reference_NV - logp_NV)).sum()
+        (loss / total).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+def _supervised_logits(model: torch.nn.Module, sample: Sample, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    inputs = collate([sample], pad_token_id)
+    labels_T = inputs.pop("labels")[0, 1:]
+    keep = labels_T != -100
+    return model(**inputs, use_cache=False).logits[0, :-1][keep].double(), labels_T[keep]
+
+
+def _statistics(logits_NV: Tensor, labels_N: Tensor, reference_NV: Tensor | None) -> TokenStatistics:
+    """Everything that any objective asks for, of one sample, by definition."""
+    logp_NV = logits_NV.log_softmax(-1)
+    top_NK = logp_NV.exp().topk(objectives.TOP_K, dim=1).values
+    top_NK = top_NK / top_NK.sum(dim=1, keepdim=True)
+    target_N1 = labels_N[:, None]
+    return TokenStatistics(
+        logp_N=logp_NV.gather(1, target_N1).squeeze(1),
+        entropy_N=-(logp_NV.exp() * logp_NV).sum(dim=1),
+        top_entropy_N=-(top_NK * top_NK.log()).sum(dim=1),
+        sum_p2_N=logp_NV.exp().square().sum(dim=1),
+        ref_logp_N=reference_NV.gather(1, target_N1).squeeze(1) if reference_NV is not None else None,
+        segments_N=torch.zeros_like(labels_N),
+    )
 
 
 def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

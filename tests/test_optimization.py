@@ -132,7 +132,7 @@ def test_a_full_device_is_told_a_pack_length_that_needs_half(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(optimization.Optimization, "_forward", full)
+    monkeypatch.setattr(optimization.Optimization, "_loss", full)
     config = config_of(tiny_vlm, shapes, "dft", adapter=LoraConfig(), packing=True, batch_size=4)
     loaded = loaded_for(config)
     micro_batches = micro_batches_of(config, loaded)

@@ -232,15 +232,15 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
 
 
 def test_a_full_device_says_what_would_fit(tiny_qwen2: Path, sums: Path, tmp_path: Path, monkeypatch):
-    real = optimization.Optimization._forward
+    real = optimization.Optimization._loss
     calls = itertools.count()
 
-    def full(self, micro_batch):
+    def full(self, *arguments):
         if next(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, micro_batch)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(optimization.Optimization, "_forward", full)
+    monkeypatch.setattr(optimization.Optimization, "_loss", full)
     config, run = run_for(tmp_path, tiny_qwen2, sums, micro_batch_size=2)
     with pytest.raises(OutOfMemoryError, match=r"2 samples and \d+ tokens.*tokens did fit.*Try micro_batch_size 1, or"):
         trainer.train(config, run)

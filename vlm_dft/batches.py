@@ -10,11 +10,12 @@ Shapes: B rows of a micro-batch (1 for a pack), T tokens of a row, N = B x T.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +72,12 @@ class PictureSource(Protocol):
     def attach(self, sample: Sample) -> Sample:
         """A sample that encode_tokens made, with its pictures."""
         ...
+
+
+class RowValues(Protocol):
+    """Numbers that belong to the supervised tokens of rows (``vlm_dft.reference``)."""
+
+    def __getitem__(self, row_id: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,12 @@ class Plan:
         start = position * self.batch_size
         return [self.indices[place] for place in self._order(epoch)[start : start + self.batch_size]]
 
+    def used(self) -> list[int]:
+        """The rows that its steps take, in the order of the dataset."""
+        if self.total_steps >= self.steps_per_epoch:
+            return list(self.indices)
+        return sorted({index for step in range(self.total_steps) for index in self.batch(step)})
+
     def _order(self, epoch: int) -> list[int]:
         if self.seed is None:
             return list(range(len(self.indices)))
@@ -194,6 +207,8 @@ class MicroBatch:
     """All but padding."""
     segment_lengths: tuple[int, ...] | None = None
     """Of a pack: tokens of each of its samples."""
+    ref_logp_N: Tensor | None = None
+    """Log-probabilities of the targets under the base model, where the objective asks for them."""
 
     @property
     def padded_tokens(self) -> int:
@@ -207,9 +222,8 @@ class MicroBatch:
         lengths = torch.tensor(self.segment_lengths or (tokens,) * rows)
         return torch.arange(len(lengths)).repeat_interleave(lengths)
 
-    def to(self, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return inputs, self.labels_BT.to(device, non_blocking=True)
+    def inputs_on(self, device: torch.device) -> dict[str, Tensor]:
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
 
 
 class Steps(Dataset[Any]):
@@ -235,6 +249,8 @@ class Steps(Dataset[Any]):
         self.pack_length = pack_length
         self.rank, self.num_ranks = rank, num_ranks
         self.num_workers = num_workers
+        self.ref_logp: RowValues | None = None
+        """By row id: what the base model gives each target."""
         self._cache: dict[int, Sample] = {}
         self._cache_room = _CACHE_BYTES // max(1, num_workers)
 
@@ -244,6 +260,12 @@ class Steps(Dataset[Any]):
         except VlmDftError as error:
             # Returned, because a loader process would re-raise it as another exception.
             return error
+
+    def once(self, indices: Sequence[int]) -> Steps:
+        """Steps that take these rows of the same corpus once, in this order, laid out as this one's are."""
+        steps = copy.copy(self)
+        steps.plan = Plan(tuple(indices), self.plan.batch_size, seed=None)
+        return steps
 
     def layout(self, batch: list[int]) -> list[list[int]]:
         """This rank's micro-batches of a global batch, by the rows' numbers; nothing is opened."""
@@ -265,6 +287,10 @@ class Steps(Dataset[Any]):
         if self.pack_length is not None:
             # No sample's last token predicts the next sample's first.
             shifted_BT[:, torch.tensor(lengths).cumsum(0) - 1] = IGNORED
+        ref_logp_N = None
+        if self.ref_logp is not None:
+            ref_logp_N = torch.zeros(shifted_BT.numel())
+            ref_logp_N[shifted_BT.flatten() != IGNORED] = torch.cat([self.ref_logp[s.row_id] for s in samples])
         return MicroBatch(
             inputs=inputs,
             labels_BT=shifted_BT,
@@ -272,6 +298,7 @@ class Steps(Dataset[Any]):
             num_tokens=int((shifted_BT != IGNORED).sum()),
             input_tokens=sum(lengths),
             segment_lengths=None if self.pack_length is None else lengths,
+            ref_logp_N=ref_logp_N,
         )
 
     def _sample(self, index: int) -> Sample:

@@ -106,6 +106,9 @@ class Hyperparameters(Frozen):
     """Longest sample, text and visual tokens together. Samples are never shortened."""
     on_overlong: Literal["error", "drop"] = "error"
     """error: a longer sample fails the run before its first step. drop: it is left out, counted and logged."""
+    head_tolerance: float = Field(default=1e-6, ge=0.0, lt=1.0)
+    """How much the loss head may leave out of a gradient where weights vanish with p, as those of dft do: 0 is exact,
+    1e-5 is faster and less exact (``vlm_dft.head``). The loss itself is always exact."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: about a quarter slower, far less memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

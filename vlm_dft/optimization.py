@@ -26,15 +26,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
 from vlm_dft import objectives
-from vlm_dft.attention import pack_arguments, use_packed_attention
 from vlm_dft.batches import MicroBatch, derived_seed
 from vlm_dft.config import TrainConfig
 from vlm_dft.errors import ConfigError, NanLossError, OutOfMemoryError
+from vlm_dft.forward import Forward
 from vlm_dft.head import STATISTICS, LossSums, objective_loss
-from vlm_dft.model import LoadedModel, base_of, language_head, part_of, set_use_cache
+from vlm_dft.model import LoadedModel, base_of, part_of
 from vlm_dft.ranks import Ranks
+from vlm_dft.reference import Reference
 from vlm_dft.telemetry import StepCounts
-from vlm_dft.vision_inputs import VisionInputs
 
 _ADAM_BYTES_PER_PARAMETER = 12  # gradient and two moments in float32
 
@@ -58,13 +58,11 @@ class Optimization:
         self._loaded = loaded
         self._config = config
         self._ranks = ranks
-        self._objective = objectives.from_config(config.objective)
+        self.objective = objectives.from_config(config.objective)
         self._largest_tokens = 0
-        self._vision_inputs = VisionInputs(loaded.processor)
         _cast(loaded)
-        set_use_cache(loaded.model, False)
-        if config.packing:
-            use_packed_attention(base_of(loaded.model))
+        self._forward = Forward(loaded, packing=config.packing)
+        self._reference = Reference(loaded, config) if self.objective.needs_reference else None
         if config.gradient_checkpointing:
             _checkpoint_activations(base_of(loaded.model))
         self.parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
@@ -114,9 +112,9 @@ class Optimization:
         denominator = max(1, self._ranks.sum_number(sum(m.num_tokens for m in micro_batches)))
         parts = []
         for micro_batch in micro_batches:
-            sums = self._forward(micro_batch)
-            if sums.loss_sum.requires_grad:  # not where only the vision tower is trained and there is no picture
-                (sums.loss_sum / denominator).backward()
+            sums = self._loss(micro_batch, denominator)
+            if sums.loss.requires_grad:  # not where only the vision tower is trained and there is no picture
+                sums.loss.backward()
             parts.append(sums.statistics_S)
             self._largest_tokens = max(self._largest_tokens, micro_batch.padded_tokens)
         self._ranks.sum_gradients(self.parameters)
@@ -131,7 +129,7 @@ class Optimization:
         """Statistics, input tokens and samples of this rank's held-out micro-batches: add them up, then ``counts``."""
         self._loaded.model.eval()
         with self._out_of_memory_explained(micro_batches):
-            parts = [self._forward(micro_batch).statistics_S for micro_batch in micro_batches]
+            parts = [self._loss(micro_batch).statistics_S for micro_batch in micro_batches]
         return self._totals(micro_batches, parts)
 
     def counts(self, totals: Tensor) -> StepCounts:
@@ -145,23 +143,29 @@ class Optimization:
         zero_S = counted_2.new_zeros(len(STATISTICS))
         return torch.cat([torch.stack(parts).sum(dim=0) if parts else zero_S, counted_2])
 
-    def _forward(self, micro_batch: MicroBatch) -> LossSums:
+    def _loss(self, micro_batch: MicroBatch, denominator: float = 1.0) -> LossSums:
         """The model's body, then the head over supervised rows only."""
-        inputs, labels_BT = micro_batch.to(self._ranks.device)
-        if micro_batch.segment_lengths is not None:
-            inputs |= pack_arguments(micro_batch.segment_lengths, self._ranks.device)
-        body = base_of(self._loaded.model).base_model
-        narrow = self._loaded.dtype != torch.float32
-        with torch.autocast(self._ranks.device.type, dtype=self._loaded.dtype, enabled=narrow):
-            hidden_BTD = body(**self._vision_inputs(inputs), use_cache=False).last_hidden_state
-        head = language_head(self._loaded.model)
+        hidden_ND = self._forward(micro_batch)
+        device, objective = hidden_ND.device, self.objective
+        given: dict[str, Any] = {}
+        if objective.needs_segments:
+            given["segments_N"] = micro_batch.segments_N.to(device)
+        if objective.needs_ref_logp and micro_batch.ref_logp_N is not None:
+            given["ref_logp_N"] = micro_batch.ref_logp_N.to(device)
+        if self._reference is not None:
+            head = self._reference.head
+            given |= {"ref_weight_VD": head.weight, "ref_bias_V": head.bias}
+            given["ref_hidden_ND"] = self._reference.hidden_ND(micro_batch)
         return objective_loss(
-            hidden_BTD.flatten(0, 1).to(self._loaded.dtype),
-            head.weight,
-            labels_BT.flatten(),
-            objective=self._objective,
-            bias_V=head.bias,
+            hidden_ND,
+            self._forward.head.weight,
+            micro_batch.labels_BT.flatten().to(device, non_blocking=True),
+            objective=objective,
+            bias_V=self._forward.head.bias,
             eos_token_id=self._loaded.end_of_turn_token_id,
+            denominator=denominator,
+            tolerance=self._config.head_tolerance,
+            **given,
         )
 
     def _raise_not_finite(self, what: str, number: int, micro_batches: Sequence[MicroBatch]) -> None:

@@ -43,20 +43,13 @@ class Pictures:
         """
         for corpus, plan in used:
             if isinstance(corpus.pictures, PatchCache):
-                rows = [corpus.rows[index] for index in _planned(plan)]
+                rows = [corpus.rows[index] for index in plan.used()]
                 missing = corpus.pictures.reserve(part for row in rows for part in row.images)
                 log.info("%d images of %s are not decoded yet", missing, corpus.dataset.path)
         if self._features is not None:
             wanted: dict[str, Picture] = {}
             for corpus, plan in used:
-                for row in (corpus.rows[index] for index in _planned(plan)):
+                for row in (corpus.rows[index] for index in plan.used()):
                     for part in row.images:
                         wanted.setdefault(part.sha256, Picture(part, corpus.encoder, corpus.dataset, row.id))
             self._features.build(wanted, self._ranks, num_loader_workers(self._ranks.device, self._ranks.count))
-
-
-def _planned(plan: Plan) -> list[int]:
-    """Numbers of the rows that its steps take."""
-    if plan.total_steps >= plan.steps_per_epoch:
-        return list(plan.indices)
-    return sorted({index for step in range(plan.total_steps) for index in plan.batch(step)})

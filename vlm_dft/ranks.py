@@ -48,6 +48,10 @@ class Ranks:
         """Whether any rank says so."""
         return self.sum_number(int(flag)) > 0
 
+    def all(self, flag: bool) -> bool:
+        """Whether every rank says so."""
+        return self.sum_number(int(flag)) == self.count
+
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, by pickling: for rare and small things."""
         if self.count == 1:

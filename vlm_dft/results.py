@@ -64,6 +64,8 @@ class StepMetrics(Record):
     """Mean entropy of the predicted distribution in nats."""
     token_accuracy: float
     """Share of supervised tokens that are the arg-max."""
+    kl: float | None = None
+    """Mean KL(base model || model), where the objective is anchored to the base model."""
     num_tokens: int
     """Supervised tokens in the batch: the denominator of all of the above."""
     input_tokens: int

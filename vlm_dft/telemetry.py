@@ -54,8 +54,12 @@ def step_metrics(
     seconds: float,
     waited_seconds: float,
     device: torch.device,
+    anchored: bool = False,
 ) -> StepMetrics:
-    """One line of metrics.jsonl; seconds is the time of this one step, waited_seconds the part before its data came."""
+    """One line of metrics.jsonl; seconds is the time of this one step, waited_seconds the part before its data came.
+
+    anchored: the objective has an anchor to a reference model.
+    """
     sums = counts.sums
     squared = counts.num_tokens * sums["weight_sq_sum"]
     return StepMetrics(
@@ -70,6 +74,7 @@ def step_metrics(
         eos_nll=sums["eos_nll_sum"] / sums["eos_count"] if sums["eos_count"] else None,
         entropy=counts.mean("entropy_sum"),
         token_accuracy=counts.mean("correct_count"),
+        kl=counts.mean("kl_sum") if anchored else None,
         num_tokens=counts.num_tokens,
         input_tokens=counts.input_tokens,
         num_samples=counts.num_samples,

@@ -35,6 +35,7 @@ from vlm_dft.model_files import locate
 from vlm_dft.optimization import Optimization, StepOutcome
 from vlm_dft.pictures import Pictures
 from vlm_dft.ranks import Ranks
+from vlm_dft.reference import attach_target_logp
 from vlm_dft.results import StepMetrics, TrainResult, ValidationMetrics
 from vlm_dft.run_dir import RunDir
 from vlm_dft.telemetry import Reporter, checkpoint_metrics, step_metrics, validation_metrics
@@ -83,6 +84,8 @@ class _Training:
         self.optimization = Optimization(self.loaded, config, ranks, self.plan.total_steps)
         used = [self.steps] if self.validation is None else [self.steps, self.validation]
         self.pictures.prepare(*((steps.corpus, steps.plan) for steps in used))
+        if self.optimization.objective.needs_ref_logp:
+            attach_target_logp(used, self.loaded, config, run, ranks)
         if resume is not None:
             self._resume(resume)
         self.reporter.forget_after(self.state.step)
@@ -141,6 +144,7 @@ class _Training:
             seconds=seconds,
             waited_seconds=waited_seconds,
             device=self.ranks.device,
+            anchored=self.optimization.objective.needs_reference,
         )
         if step % self.config.log_every_steps == 0 or step == self.plan.total_steps:
             self.reporter.metrics(metrics)
