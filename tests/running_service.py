@@ -16,6 +16,7 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 COMMAND = Path(sys.executable).with_name("vlm-dft")
 # Leases long enough for a loaded machine, short enough for a test.
 QUICK = {
+    "OMP_NUM_THREADS": "1",  # two threads that wait for each other crawl on a busy machine
     "VLM_DFT_LEASE_SECONDS": "10",
     "VLM_DFT_HEARTBEAT_SECONDS": "1",
     "VLM_DFT_JANITOR_SECONDS": "0.5",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -137,9 +138,8 @@ def test_compose_services_run_a_dft_job_from_upload_to_model(rehearsal: Rehearsa
     assert job.status == "succeeded", job.error
     assert job.trained_tokens
     assert job.fine_tuned_model in {model.id for model in client.models.list()}
-    codes = rehearsal.stop()
-    assert codes["api"] == 0
-    assert all(code is not None and code != -9 for code in codes.values()), codes
+    # 0, or the SIGTERM that uvicorn raises again once it has shut down; -9 would be a grace period exceeded.
+    assert set(rehearsal.stop().values()) <= {0, -signal.SIGTERM}
 
 
 def _ended(client: openai.OpenAI, job_id: str):

@@ -98,7 +98,7 @@ def test_killed_worker_resumes_from_its_checkpoint_and_killed_api_loses_nothing(
     client = embedded.client(max_retries=8)
     file = client.files.create(file=wethink_archive(directory / "train.tar.gz", rows=12), purpose="fine-tune")
     client.files.wait_for_processing(file.id, poll_interval=0.2, max_wait_seconds=60)
-    hyperparameters = {"max_steps": 80, "n_epochs": 100, "batch_size": 4, "checkpoint_every_steps": 10}
+    hyperparameters = {"max_steps": 60, "n_epochs": 100, "batch_size": 4, "checkpoint_every_steps": 10}
     job = client.fine_tuning.jobs.create(
         model="tiny-vl",
         training_file=file.id,
@@ -119,7 +119,7 @@ def test_killed_worker_resumes_from_its_checkpoint_and_killed_api_loses_nothing(
     assert resumed % 10 == 0
 
     steps = [record["step"] for record in extension(client, f"{path}/metrics")["data"] if "nll" in record]
-    assert steps == list(range(1, 81))
+    assert steps == list(range(1, 61))
     events = [event for event in client.fine_tuning.jobs.list_events(job.id, limit=100) if event.type == "metrics"]
     reported = [event.data["step"] for event in events if "nll" in event.data]
     assert len(reported) == len(set(reported))

@@ -1,6 +1,7 @@
 """The library alone on real data: PuzzleVQA with the real Qwen2.5-VL tokenizer and processor, GSM8K, real benchmarks.
 
 The models are small and random, their classes, vocabulary and files are the real ones; nothing is mocked.
+VLM_DFT_TEST_STEPS=40 runs the trainings of the README; by default they are shorter, for the vocabulary makes them slow.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from vlm_dft.tiny import build_tiny_text, build_tiny_vlm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 GIB = 2**30
+STEPS = int(os.environ.get("VLM_DFT_TEST_STEPS", "8"))
 
 
 def run(directory: Path, document: dict[str, Any]) -> RunResult:
     """`python -m vlm_dft` on the document, in a process of its own; its result must be a success."""
     run_dir = RunDir(directory)
     run_dir.create(RunConfig.model_validate({"run_id": directory.name, **document}))
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
     process = subprocess.run(
         [sys.executable, "-m", "vlm_dft", directory], env=environment, capture_output=True, text=True
     )
@@ -55,7 +57,8 @@ def losses(directory: Path) -> tuple[list[float], list[float]]:
 
 
 def assert_falls(values: list[float]) -> None:
-    assert statistics.mean(values[-5:]) < statistics.mean(values[:5])
+    part = min(5, len(values) // 2)
+    assert statistics.mean(values[-part:]) < statistics.mean(values[:part])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def vision_model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("objective", ["dft", "nll"])
-def test_forty_steps_on_puzzlevqa_lower_the_loss_within_six_gib(
+def test_training_on_puzzlevqa_lowers_the_loss_within_six_gib(
     objective: str, vision_model: Path, shared_data: Path, tmp_path: Path
 ) -> None:
     dataset = validated(
@@ -82,18 +85,18 @@ def test_forty_steps_on_puzzlevqa_lower_the_loss_within_six_gib(
         "dataset": str(dataset),
         "objective": {"name": objective},
         "freeze": {"vision_tower": False, "merger": False},
-        "max_steps": 40,
+        "max_steps": STEPS,
         "batch_size": 8,
-        "micro_batch_size": 4,
+        "micro_batch_size": 8,
         "learning_rate": 1e-3,
         "gradient_checkpointing": False,
-        "checkpoint_every_steps": 40,
+        "checkpoint_every_steps": STEPS,
     }
     result = run(tmp_path / objective, {"train": train})
     assert result.train is not None
-    assert result.train.steps == 40
+    assert result.train.steps == STEPS
     nll, objective_loss = losses(tmp_path / objective)
-    assert len(nll) == 40
+    assert len(nll) == STEPS
     assert_falls(nll)
     if objective == "nll":
         assert_falls(objective_loss)
