@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.client import out
-from cli.watch import duration
 from vlm_dft.errors import VlmDftError
 from vlm_dft.evaluation.report import difference
 from vlm_dft.results import Score
@@ -19,7 +18,8 @@ CLEAR_ERRORS = 3.0
 """Standard errors by which a tuned model must be above chance for the demo to have shown anything."""
 NOISE_ERRORS = 2.0
 """A difference of fewer standard errors is called noise."""
-_WIDTH = 112
+_WIDTH = 200
+"""Wider than a terminal that is none: a table whose cells wrap cannot be read."""
 
 
 class NothingLearnedError(VlmDftError):
@@ -39,23 +39,24 @@ class Demo:
 def show(demo: Demo) -> None:
     """Print the table and the sentence. Raises NothingLearnedError."""
     models = {
-        "base (random weights)": _scores(demo.start, "base"),
-        "start = base + SFT": _scores(demo.start, "tuned"),
+        "base (random)": _scores(demo.start, "base"),
+        "start = base+SFT": _scores(demo.start, "tuned"),
         "start + SFT": _scores(demo.sft, "tuned"),
         "start + DFT": _scores(demo.dft, "tuned"),
     }
     jobs = [None, demo.start, demo.sft, demo.dft]
     nll = [demo.start["result"]["valid_nll_before"], *(job["result"]["valid_nll_after"] for job in jobs if job)]
     table = Table(box=box.MARKDOWN)
-    for name in ("model", *(f"{name}, %" for name in demo.chance), "items right", "held-out NLL", "train + score"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    n = sum(score.n for score in models["start + SFT"].values())
+    benchmarks = (name.removeprefix("demo-") for name in demo.chance)
+    for name in ("model", *benchmarks, f"right of {n}", "NLL", "train + score"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     table.add_row("chance", *(f"{100 * value:.1f}" for value in demo.chance.values()), "", "", "")
     for (label, scores), job, loss in zip(models.items(), jobs, nll, strict=True):
         table.add_row(
             label, *(_percent(scores[name]) for name in demo.chance), _right(scores), f"{loss:.3f}", _time(job)
         )
-    # Wider than a terminal that is none: a table that wraps cannot be read.
-    Console(width=max(out.width, _WIDTH)).print(table)
+    Console(width=_WIDTH).print(table)
     for line in (*_notes(models), "", verdict(models["start + SFT"], models["start + DFT"])):
         out.print(line, highlight=False, soft_wrap=True)
     _check_learned(models, demo.chance)
@@ -86,14 +87,14 @@ def _percent(score: Score) -> str:
 
 def _right(scores: dict[str, Score]) -> str:
     right, n = (sum(counts) for counts in zip(*map(items_right, scores.values()), strict=True))
-    return f"{right}/{n} = {100 * right / n:.1f} %"
+    return f"{right} = {100 * right / n:.1f}"
 
 
 def _time(job: dict[str, Any] | None) -> str:
     if job is None:
         return ""
     trained, scored = job["result"]["wall_seconds"], sum(score["wall_seconds"] for score in job["scores"])
-    return f"{duration(trained)} + {duration(scored)}"
+    return f"{trained:.0f} s + {scored:.0f} s"
 
 
 def _notes(models: dict[str, dict[str, Score]]) -> list[str]:
@@ -107,8 +108,8 @@ def _notes(models: dict[str, dict[str, Score]]) -> list[str]:
         else ("generated problems in the benchmarks' forms, not the published benchmarks")
     )
     return [
-        f"± one standard error; {'; '.join(ways)}; {whole}.",
-        f"Metrics: {', '.join(metrics)}. Items right counts every answer, NLL is raw whatever the objective.",
+        f"Percent ± one standard error; {'; '.join(ways)}; {whole}.",
+        f"Metrics: {', '.join(metrics)}. Right counts every item; NLL is held-out and raw, whatever the objective.",
     ]
 
 

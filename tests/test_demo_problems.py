@@ -161,8 +161,9 @@ def test_question_in_the_picture_is_drawn_inside_it_and_differs_by_question() ->
     }
     assert len({image.tobytes() for image in captions.values()}) == len(captions)
     for question, image in captions.items():
-        edge = image.crop((image.width - 1, 0, image.width, image.height)), image.crop((0, image.height - 1, 84, 84))
-        assert all(part.getcolors() == [(part.width * part.height, (255, 255, 255))] for part in edge), question
+        strip = image.crop((0, ROWS * PLACE + 1, image.width, image.height))
+        for edge in ((strip.width - 1, 0, strip.width, strip.height), (0, strip.height - 1, strip.width, strip.height)):
+            assert [colour for _, colour in strip.crop(edge).getcolors() or []] == [(255, 255, 255)], question
 
 
 def test_steps_of_a_two_step_problem_lead_to_its_answer() -> None:

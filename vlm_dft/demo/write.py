@@ -31,7 +31,7 @@ from vlm_dft.run_dir import write_json
 
 Record = dict[str, Any]
 
-_VERSION_SHARES = {"Text Dominant": 0.15, "Vision Only": 0.2}
+_VERSION_SHARES = {"Text Dominant": 0.2, "Vision Only": 0.2}
 """Of training problems; the rest are Vision Intensive."""
 _FORMS = ("plain", "plain", "mathverse", "mathvision", "wemath")
 """The form in which a training problem is put; plain is shortest."""
