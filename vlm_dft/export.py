@@ -177,10 +177,10 @@ def _prompts(loaded: LoadedModel) -> list[Sample]:
 
 
 def _logits(loaded: LoadedModel, sample: Sample) -> Tensor:
-    """T x V in fp32, computed as in training: in loaded.dtype, under autocast where the weights are fp32."""
+    """T x V in fp32, computed as in training: in loaded.dtype, under autocast where that is narrower than fp32."""
     batch = collate([sample], loaded.pad_token_id)
     batch.pop("labels")
-    autocast = loaded.dtype != torch.float32 and loaded.model.dtype == torch.float32
+    autocast = loaded.dtype != torch.float32
     training = loaded.model.training
     loaded.model.eval()
     try:

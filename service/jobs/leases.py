@@ -134,9 +134,14 @@ def renew(s: Session, claim: Claim, lease_seconds: float, progress: Progress | N
     row = s.execute(statement).one_or_none()
     if row is None:
         return None
-    if before is not None and row.phase not in (before, Phase.CANCELLING):
+    if before is not None and row.phase not in (before, Phase.CANCELLING) and not _is_checkpointing(before, row.phase):
         add_event(s, claim.job_id, message=f"Phase: {row.phase}", data={"phase": row.phase})
     return Renewal(cancel_requested=row.cancel_requested)
+
+
+def _is_checkpointing(before: str, after: str) -> bool:
+    """Into a checkpoint or back to training: the checkpoint has an event of its own."""
+    return after == Phase.CHECKPOINTING or (before == Phase.CHECKPOINTING and after == Phase.RUNNING)
 
 
 def release(s: Session, claim: Claim, reason: str) -> bool:
