@@ -107,6 +107,11 @@ class Settings(BaseSettings):
         return self.data / "runs"
 
     @property
+    def scores_dir(self) -> Path:
+        """Scores that jobs share."""
+        return self.data / "scores"
+
+    @property
     def is_loopback(self) -> bool:
         return self.host in {"127.0.0.1", "::1", "localhost"}
 

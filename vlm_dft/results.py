@@ -93,6 +93,20 @@ class ValidationMetrics(Record):
     time: float
 
 
+class Histogram(Record):
+    """One line of histograms.jsonl: how probable the targets of a fixed set of rows are at one step."""
+
+    step: int
+    split: Literal["train", "validation"]
+    part: Literal["reasoning", "answer"]
+    """reasoning: from <think> to </think>. answer: every other supervised token."""
+    counts: tuple[int, ...]
+    """Tokens whose probability lies in the first, second, ... of equal shares of 0..1."""
+    num_tokens: int
+    num_rows: int
+    time: float
+
+
 class TrainResult(Record):
     """What a finished training leaves behind."""
 
@@ -167,6 +181,9 @@ class Score(Record):
     predictions: str
     """File with every prediction, relative to the run directory."""
     wall_seconds: float
+    """Of the generation and scoring, wherever they ran."""
+    from_cache: bool = False
+    """Whether the answers are an earlier run's, of the same model under the same settings."""
 
 
 class RowProblem(Record):

@@ -1,7 +1,8 @@
 """One evaluation: benchmarks are read, then each model answers all of them, and scores are written.
 
-Order of failures: a benchmark that cannot be read costs nothing, because it is read before any model is loaded; what
-fails later leaves predictions behind, and a rerun goes on from them. Knows nothing about training or the service.
+Order of failures: a benchmark that cannot be read and a judge that does not work cost nothing, because both are looked
+at before any model is loaded; what fails later leaves predictions behind, and a rerun goes on from them. Knows nothing
+about training or the service.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from vlm_dft.evaluation.items import Benchmark
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.judging import NEVER_JUDGED
 from vlm_dft.evaluation.latex import LatexProcess
-from vlm_dft.evaluation.predictions import PREDICTIONS_NAME, SCORE_NAME, Prediction
+from vlm_dft.evaluation.predictions import PREDICTIONS_NAME, SCORE_NAME, Prediction, PredictionLog
+from vlm_dft.evaluation.score_cache import ScoreCache
 from vlm_dft.model import LoadedModel, load
-from vlm_dft.model_files import locate, model_sha256
+from vlm_dft.model_files import file_sha256, locate, model_sha256
 from vlm_dft.results import Progress, Score
 from vlm_dft.run_dir import RunDir, write_json
 
@@ -52,6 +54,7 @@ class Model:
 
     role: Role
     source: str
+    path: Path
     sha256: str
     loaded: LoadedModel
 
@@ -64,22 +67,23 @@ def evaluate(
     Writes evaluation/<role>/<benchmark>/{identity.json, predictions.jsonl, score.json}.
     Raises BenchmarkError, EvaluationError, ModelError, ConfigError, OutOfMemoryError, DiskFullError.
     """
-    scores = []
+    scores: list[Score] = []
     with LatexProcess() as latex:
         latex.start()
         asked = _read_benchmarks(config, run)
-        judge = _open_judge(config, run)
+        scoring = Scoring(config, run, latex, _open_judge(config, run))
         sources: list[tuple[Role, str, str | None]] = [("tuned", tuned, config.revision if config.model else None)]
         if base is not None:
             sources.append(("base", base, base_revision))
         for role, source, revision in sources:
             run.write_progress(Progress(phase="loading_model"))
-            model = Model(role, source, model_sha256(locate(source, revision)), load(source, revision=revision))
-            generator = Generator(model.loaded, config, config.pixels)
-            scores += [_score(config, run, model, generator, entry, latex, judge) for entry in asked]
-            del model, generator
+            path = locate(source, revision)
+            model = Model(role, source, path, model_sha256(path), load(source, revision=revision))
+            scores += scoring.scores(model, asked)
+            del model
             gc.collect()
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     return tuple(scores)
 
 
@@ -110,63 +114,113 @@ def _open_judge(config: EvalConfig, run: RunDir) -> Judge | None:
     """The judge, known to work. Raises EvaluationError before anything is generated."""
     if config.judge is None:
         return None
-    judge = Judge(config.judge, run.path / "evaluation" / "judge")
+    judge = Judge(config.judge, (config.score_cache or run.path / "evaluation") / "judge")
     judge.preflight()
     return judge
 
 
-def _judge_of(kind: BenchmarkKind, judge: Judge | None) -> str:
-    return JUDGE if judge is None or kind in NEVER_JUDGED else judge.name
+@dataclass(frozen=True)
+class Scoring:
+    """What all scores of one evaluation share."""
 
+    config: EvalConfig
+    run: RunDir
+    latex: LatexProcess
+    judge: Judge | None
 
-def _score(
-    config: EvalConfig,
-    run: RunDir,
-    model: Model,
-    generator: Generator,
-    asked: Asked,
-    latex: LatexProcess,
-    judge: Judge | None,
-) -> Score:
-    if not model.loaded.is_vision and any(item.picture for item in asked.benchmark.items):
-        raise EvaluationError(
-            f"{model.source} is a text model and cannot see the pictures of {asked.config.name}: use a vision model"
+    def scores(self, model: Model, asked: Sequence[Asked]) -> list[Score]:
+        """One model's, in the order of the benchmarks; generated, or taken from the cache."""
+        generator = Generator(model.loaded, self.config, self.config.pixels)
+        return [self._score(model, generator, entry) for entry in asked]
+
+    def _score(self, model: Model, generator: Generator, asked: Asked) -> Score:
+        if not model.loaded.is_vision and any(item.picture for item in asked.benchmark.items):
+            raise EvaluationError(
+                f"{model.source} is a text model and cannot see the pictures of {asked.config.name}: use a vision model"
+            )
+        cache = ScoreCache(self.config.score_cache) if self.config.score_cache else None
+        identity = self._identity(model, generator, asked)
+        of_cache = {**identity, "items_sha256": asked.benchmark.sha256, "config_sha256": _config_sha256(model.path)}
+        directory = self.run.evaluation_path(model.role, asked.config.name)
+        names = {
+            "benchmark": asked.config.name,
+            "model": model.source,
+            "model_role": model.role,
+            "predictions": str((directory / PREDICTIONS_NAME).relative_to(self.run.path)),
+        }
+        if cache is not None and (entry := cache.find(of_cache)) is not None:
+            PredictionLog.open(directory, identity).replace(entry.predictions)
+            score = entry.score.model_copy(update={**names, "from_cache": True})
+        else:
+            begun = time.monotonic()
+            answering = Answering(
+                self.config, self.run, model.role, asked.config, asked.benchmark, self.latex, self.judge
+            )
+            predictions = answering.predictions(generator, identity)
+            score = self._record(model, asked, predictions, names, time.monotonic() - begun)
+            if cache is not None:
+                cache.put(of_cache, score, predictions)
+        write_json(directory / SCORE_NAME, score)
+        return score
+
+    def _record(
+        self, model: Model, asked: Asked, predictions: Sequence[Prediction], names: dict[str, Any], seconds: float
+    ) -> Score:
+        summary = summarize(asked.config.kind, asked.benchmark, predictions, self.config.samples_per_item)
+        return Score(
+            **names,
+            kind=asked.config.kind,
+            model_sha256=model.sha256,
+            metric=summary.metric,
+            value=summary.estimate.value,
+            numerator=summary.estimate.numerator,
+            denominator=summary.estimate.denominator,
+            standard_error=summary.estimate.standard_error,
+            n=len(asked.benchmark.items),
+            n_total=asked.benchmark.num_total,
+            whole=summary.whole,
+            items_sha256=asked.benchmark.sha256,
+            by_category=summary.by_category,
+            scorer=scorer_of(asked.config.kind),
+            judge=self._judge_of(asked.config.kind),
+            judged=sum(bool(entry.judged) for entry in predictions),
+            prompt=self.config.prompt,
+            generation={**self._settings(model), "batch_size": self.config.batch_size},
+            pixels=self.config.pixels.model_dump(),
+            image_backend=IMAGE_BACKEND,
+            failure_rate=sum(entry.failed for entry in predictions) / len(predictions),
+            extraction_rate=sum(entry.extracted is not None for entry in predictions) / len(predictions),
+            wall_seconds=seconds,
         )
-    begun = time.monotonic()
-    answering = Answering(config, run, model.role, asked.config, asked.benchmark, latex, judge)
-    predictions = answering.predictions(generator, _identity(config, model, generator, asked, judge))
-    summary = summarize(asked.config.kind, asked.benchmark, predictions, config.samples_per_item)
-    directory = run.evaluation_path(model.role, asked.config.name)
-    score = Score(
-        benchmark=asked.config.name,
-        kind=asked.config.kind,
-        model=model.source,
-        model_role=model.role,
-        model_sha256=model.sha256,
-        metric=summary.metric,
-        value=summary.estimate.value,
-        numerator=summary.estimate.numerator,
-        denominator=summary.estimate.denominator,
-        standard_error=summary.estimate.standard_error,
-        n=len(asked.benchmark.items),
-        n_total=asked.benchmark.num_total,
-        whole=summary.whole,
-        items_sha256=asked.benchmark.sha256,
-        by_category=summary.by_category,
-        scorer=scorer_of(asked.config.kind),
-        judge=_judge_of(asked.config.kind, judge),
-        judged=sum(bool(entry.judged) for entry in predictions),
-        prompt=config.prompt,
-        generation={**_settings(config, model), "batch_size": config.batch_size},
-        pixels=config.pixels.model_dump(),
-        image_backend=IMAGE_BACKEND,
-        failure_rate=sum(entry.failed for entry in predictions) / len(predictions),
-        extraction_rate=sum(entry.extracted is not None for entry in predictions) / len(predictions),
-        predictions=str((directory / PREDICTIONS_NAME).relative_to(run.path)),
-        wall_seconds=time.monotonic() - begun,
-    )
-    write_json(directory / SCORE_NAME, score)
-    return score
+
+    def _judge_of(self, kind: BenchmarkKind) -> str:
+        return JUDGE if self.judge is None or kind in NEVER_JUDGED else self.judge.name
+
+    def _settings(self, model: Model) -> dict[str, Any]:
+        """Everything that decides an answer beside model, items and pixels."""
+        config = self.config
+        return {
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": config.temperature,
+            "samples_per_item": config.samples_per_item,
+            "seed": config.seed if config.temperature > 0 else None,
+            "repetition_penalty": 1.0,
+            "system_prompt": config.system_prompt,
+            "precision": str(model.loaded.dtype).removeprefix("torch."),
+        }
+
+    def _identity(self, model: Model, generator: Generator, asked: Asked) -> dict[str, Any]:
+        """What must be equal for an old prediction to be as good as a new one."""
+        return {
+            "model_sha256": model.sha256,
+            "chat_template_sha256": hashlib.sha256(generator.encoder.template.source.encode()).hexdigest(),
+            "benchmark_sha256": asked.file_sha256,
+            "scorer": scorer_of(asked.config.kind),
+            "judge": self._judge_of(asked.config.kind),
+            "generation": self._settings(model),
+            "pixels": self.config.pixels.model_dump(),
+            "image_backend": IMAGE_BACKEND,
+        }
 
 
 def summarize(kind: BenchmarkKind, benchmark: Benchmark, predictions: Sequence[Prediction], samples: int) -> Summary:
@@ -177,30 +231,8 @@ def summarize(kind: BenchmarkKind, benchmark: Benchmark, predictions: Sequence[P
     return average([RULES[kind].summarize(benchmark, grades) for grades in passes])
 
 
-def _settings(config: EvalConfig, model: Model) -> dict[str, Any]:
-    """Everything that decides an answer beside model, items and pixels."""
-    return {
-        "max_new_tokens": config.max_new_tokens,
-        "temperature": config.temperature,
-        "samples_per_item": config.samples_per_item,
-        "seed": config.seed if config.temperature > 0 else None,
-        "repetition_penalty": 1.0,
-        "system_prompt": config.system_prompt,
-        "precision": str(model.loaded.dtype).removeprefix("torch."),
-    }
-
-
-def _identity(
-    config: EvalConfig, model: Model, generator: Generator, asked: Asked, judge: Judge | None
-) -> dict[str, Any]:
-    """What must be equal for an old prediction to be as good as a new one."""
-    return {
-        "model_sha256": model.sha256,
-        "chat_template_sha256": hashlib.sha256(generator.encoder.template.source.encode()).hexdigest(),
-        "benchmark_sha256": asked.file_sha256,
-        "scorer": scorer_of(asked.config.kind),
-        "judge": _judge_of(asked.config.kind, judge),
-        "generation": _settings(config, model),
-        "pixels": config.pixels.model_dump(),
-        "image_backend": IMAGE_BACKEND,
-    }
+def _config_sha256(model: Path) -> str:
+    """Hash over the files of a model directory that decide what its weights compute and how text becomes tokens."""
+    names = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+    found = [f"{name}:{file_sha256(model / name)}" for name in names if (model / name).is_file()]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()

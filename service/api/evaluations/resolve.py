@@ -36,6 +36,7 @@ def resolve_evaluation(
         benchmarks=benchmarks,
         pixels=pixels,
         judge=resolve_judge(body.judge, settings, "judge"),
+        score_cache=settings.scores_dir,
         **generation_settings(body),
     )
     new = NewJob(

@@ -144,6 +144,7 @@ def _eval_config(plan: EvaluationPlan, train: TrainConfig, model: ResolvedModel,
         include_base=plan.include_base,
         pixels=plan.pixels or train.pixels,
         judge=resolve_judge(plan.judge, settings, "evaluation.judge"),
+        score_cache=settings.scores_dir,
         **generation_settings(plan),
     )
 
