@@ -261,10 +261,11 @@ class Steps(Dataset[Any]):
             # Returned, because a loader process would re-raise it as another exception.
             return error
 
-    def once(self, indices: Sequence[int]) -> Steps:
+    def once(self, indices: Sequence[int], *, num_workers: int | None = None) -> Steps:
         """Steps that take these rows of the same corpus once, in this order, laid out as this one's are."""
         steps = copy.copy(self)
         steps.plan = Plan(tuple(indices), self.plan.batch_size, seed=None)
+        steps.num_workers = self.num_workers if num_workers is None else num_workers
         return steps
 
     def layout(self, batch: list[int]) -> list[list[int]]:

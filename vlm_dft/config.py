@@ -117,6 +117,10 @@ class Hyperparameters(Frozen):
     keep_checkpoints: int = Field(default=3, ge=1)
     """Only the newest ones are kept."""
     log_every_steps: int = Field(default=1, ge=1)
+    probe_rows: int = Field(default=16, ge=0, le=10_000)
+    """Training rows, and held-out ones, whose targets' probabilities are counted at the start and the end; 0: none."""
+    probe_every_steps: int | None = Field(default=None, ge=1)
+    """The same on the way, after every so many steps; None: never."""
 
     @model_validator(mode="after")
     def _packs_or_micro_batches(self) -> Self:

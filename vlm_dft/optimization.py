@@ -61,7 +61,7 @@ class Optimization:
         self.objective = objectives.from_config(config.objective)
         self._largest_tokens = 0
         _cast(loaded)
-        self._forward = Forward(loaded, packing=config.packing)
+        self.forward = Forward(loaded, packing=config.packing)
         self._reference = Reference(loaded, config) if self.objective.needs_reference else None
         if config.gradient_checkpointing:
             _checkpoint_activations(base_of(loaded.model))
@@ -145,7 +145,7 @@ class Optimization:
 
     def _loss(self, micro_batch: MicroBatch, denominator: float = 1.0) -> LossSums:
         """The model's body, then the head over supervised rows only."""
-        hidden_ND = self._forward(micro_batch)
+        hidden_ND = self.forward(micro_batch)
         device, objective = hidden_ND.device, self.objective
         given: dict[str, Any] = {}
         if objective.needs_segments:
@@ -158,10 +158,10 @@ class Optimization:
             given["ref_hidden_ND"] = self._reference.hidden_ND(micro_batch)
         return objective_loss(
             hidden_ND,
-            self._forward.head.weight,
+            self.forward.head.weight,
             micro_batch.labels_BT.flatten().to(device, non_blocking=True),
             objective=objective,
-            bias_V=self._forward.head.bias,
+            bias_V=self.forward.head.bias,
             eos_token_id=self._loaded.end_of_turn_token_id,
             denominator=denominator,
             tolerance=self._config.head_tolerance,

@@ -5,6 +5,8 @@
     ├── lease                  a number the supervisor keeps changing; a rank that sees no change kills itself
     ├── progress.json          Progress, replaced atomically
     ├── metrics.jsonl          StepMetrics and ValidationMetrics, one JSON object per line, flushed per line
+    ├── histograms.jsonl       Histogram, two lines per dataset and measurement
+    ├── reference/             what the base model makes of the targets, where the objective asks for it
     ├── log.txt                stdout and stderr of the process
     ├── checkpoints/step-000040/   renamed into place when complete; `complete.json` is in it
     ├── export/                model and processor that from_pretrained loads; export/adapter for LoRA
@@ -12,7 +14,7 @@
     ├── evaluation/<role>/<benchmark>/  predictions.jsonl, score.json
     └── result.json            RunResult, written last: its existence means that the process ended by itself
 
-Every file but the two logs appears by rename, so a reader never sees half of one.
+Every file but the logs appears by rename, so a reader never sees half of one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pydantic import BaseModel, ValidationError
 
 from vlm_dft.config import RunConfig
 from vlm_dft.errors import ConfigError, DiskFullError
-from vlm_dft.results import Progress, RunResult, StepMetrics, ValidationMetrics
+from vlm_dft.results import Histogram, Progress, RunResult, StepMetrics, ValidationMetrics
 
 CHECKPOINT_MARKER = "complete.json"
 
@@ -84,6 +86,20 @@ def directory_in_place(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _append(path: Path, record: BaseModel) -> None:
+    with disk_errors(path), path.open("a") as file:
+        file.write(record.model_dump_json() + "\n")
+
+
+def _read_lines(path: Path, from_step: int = 0, to_step: int | None = None) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    records = [json.loads(line) for line in lines if line]
+    return [r for r in records if r["step"] >= from_step and (to_step is None or r["step"] <= to_step)]
+
+
 def sync_tree(directory: Path) -> None:
     """fsync every file below directory, so that a rename that follows survives a power loss."""
     for path in directory.rglob("*"):
@@ -125,6 +141,10 @@ class RunDir:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def histograms_path(self) -> Path:
+        return self.path / "histograms.jsonl"
 
     @property
     def log_path(self) -> Path:
@@ -198,17 +218,25 @@ class RunDir:
             return None
 
     def append_metrics(self, metrics: StepMetrics | ValidationMetrics) -> None:
-        with disk_errors(self.metrics_path), self.metrics_path.open("a") as file:
-            file.write(metrics.model_dump_json() + "\n")
+        _append(self.metrics_path, metrics)
+
+    def append_histogram(self, histogram: Histogram) -> None:
+        _append(self.histograms_path, histogram)
 
     def read_metrics(self, from_step: int = 0, to_step: int | None = None) -> list[dict[str, Any]]:
         """Lines with from_step <= step <= to_step, in file order; a torn last line (a process killed) is left out."""
-        try:
-            lines = self.metrics_path.read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        records = [json.loads(line) for line in lines if line]
-        return [r for r in records if r["step"] >= from_step and (to_step is None or r["step"] <= to_step)]
+        return _read_lines(self.metrics_path, from_step, to_step)
+
+    def read_histograms(self, from_step: int = 0, to_step: int | None = None) -> list[Histogram]:
+        """The same of the histograms."""
+        return [Histogram.model_validate(line) for line in _read_lines(self.histograms_path, from_step, to_step)]
+
+    def forget_after(self, step: int) -> None:
+        """Take out metrics and histograms of later steps, which a resumed run makes again."""
+        for path in (self.metrics_path, self.histograms_path):
+            if path.exists():
+                lines = [json.dumps(line) + "\n" for line in _read_lines(path, to_step=step)]
+                write_atomically(path, "".join(lines).encode())
 
     def complete_checkpoints(self) -> list[Checkpoint]:
         """Complete checkpoints, oldest first."""

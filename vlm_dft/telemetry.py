@@ -1,11 +1,10 @@
-"""What a training tells the outside: metrics.jsonl, progress.json, the log. Divides sums by counts, once, here.
+"""What a training tells the outside: metrics.jsonl, histograms.jsonl, progress.json.
 
-Knows nothing about models; it is given the head's sums and what was counted beside them.
+Divides sums by counts, once, here. Knows nothing about models; it is given the head's sums and what was counted.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import sys
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm_dft.results import Phase, Progress, StepMetrics, ValidationMetrics
-from vlm_dft.run_dir import RunDir, write_atomically
+from vlm_dft.results import Histogram, Phase, Progress, StepMetrics, ValidationMetrics
+from vlm_dft.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -132,11 +131,9 @@ class Reporter:
         self._input_tokens = 0
 
     def forget_after(self, step: int) -> None:
-        """Take out metrics that an earlier process of this directory wrote after the checkpoint we resume from."""
-        if not self._writes or not self._run.metrics_path.exists():
-            return
-        lines = [json.dumps(line) + "\n" for line in self._run.read_metrics(to_step=step)]
-        write_atomically(self._run.metrics_path, "".join(lines).encode())
+        """Take out what an earlier process of this directory wrote after the checkpoint we resume from."""
+        if self._writes:
+            self._run.forget_after(step)
 
     def phase(self, phase: Phase) -> None:
         """A change of phase is written at once."""
@@ -165,6 +162,11 @@ class Reporter:
     def metrics(self, metrics: StepMetrics | ValidationMetrics) -> None:
         if self._writes:
             self._run.append_metrics(metrics)
+
+    def histograms(self, histograms: list[Histogram]) -> None:
+        if self._writes:
+            for histogram in histograms:
+                self._run.append_histogram(histogram)
 
     def _write(self, *, force: bool) -> None:
         now = time.monotonic()

@@ -34,6 +34,7 @@ from vlm_dft.model import LoadedModel, adapt, load
 from vlm_dft.model_files import locate
 from vlm_dft.optimization import Optimization, StepOutcome
 from vlm_dft.pictures import Pictures
+from vlm_dft.probe import Probe
 from vlm_dft.ranks import Ranks
 from vlm_dft.reference import attach_target_logp
 from vlm_dft.results import StepMetrics, TrainResult, ValidationMetrics
@@ -88,6 +89,11 @@ class _Training:
             attach_target_logp(used, self.loaded, config, run, ranks)
         if resume is not None:
             self._resume(resume)
+        self.probes = [
+            Probe("train" if steps is self.steps else "validation", steps, self.loaded, config.probe_rows, config.seed)
+            for steps in used
+            if config.probe_rows
+        ]
         self.reporter.forget_after(self.state.step)
 
     def run(self) -> TrainResult:
@@ -105,9 +111,10 @@ class _Training:
         return self._result(record, time.monotonic() - began)
 
     def _train(self) -> None:
-        if self.validation is not None and self.state.step == 0:
+        if self.state.step == 0:
             measured = self._validate()
             self.state = self.state.model_copy(update={"valid_nll_before": measured and measured.valid_nll})
+            self._probe()
             self._stop_if_asked()
         finished = time.monotonic()
         for micro_batches in self.steps.read(self.state.step):
@@ -116,6 +123,9 @@ class _Training:
             metrics = self._record(outcome, time.monotonic() - finished, waited)
             stopping = self.ranks.any(self.stop.requested)
             is_last = self.state.step == self.plan.total_steps
+            every = self.config.probe_every_steps
+            if is_last or (every is not None and self.state.step % every == 0):
+                self._probe()
             if stopping or is_last or self.state.step % self.config.checkpoint_every_steps == 0:
                 self._checkpoint(metrics)
                 self._stop_if_asked()
@@ -164,6 +174,11 @@ class _Training:
         self.state = self.state.model_copy(update={"valid_nll": metrics.valid_nll, "valid_step": metrics.step})
         self.reporter.metrics(metrics)
         return metrics
+
+    def _probe(self) -> None:
+        """Histograms of what the model gives the targets of its fixed rows now."""
+        for probe in self.probes:
+            self.reporter.histograms(probe.measure(self.optimization.forward, self.ranks, self.state.step))
 
     def _checkpoint(self, metrics: StepMetrics) -> None:
         measured = self._validate()
