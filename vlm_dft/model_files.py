@@ -113,6 +113,13 @@ def model_sha256(path: Path) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def config_sha256(model: Path) -> str:
+    """Hash over the files of a model directory that decide what its weights compute and how text becomes tokens."""
+    names = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "merges.txt")
+    found = [f"{name}:{file_sha256(model / name)}" for name in names if (model / name).is_file()]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
 def adapter_base(path: Path) -> tuple[str, str | None]:
     """(source, revision) of the model that an adapter directory belongs to. Raises ModelError."""
     config = read_json(path / ADAPTER_CONFIG)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from vlm_dft.config import BenchmarkConfig, EvalConfig
+from vlm_dft.config import BenchmarkConfig, EvalConfig, PixelConfig
 from vlm_dft.data.pixels import num_visual_tokens
 from vlm_dft.errors import DatasetError
 from vlm_dft.evaluation.benchmarks import RULES
@@ -123,7 +123,7 @@ class Answering:
     def _batches(self, wanted: Sequence[Ask], log: PredictionLog) -> Iterator[list[Ask]]:
         """Batches of what is missing, longest prompts first, so that memory runs out early or not at all."""
         missing = [ask for ask in wanted if ask.key not in log.done]
-        missing.sort(key=prompt_length(self.config), reverse=True)  # stable: an item's samples stay together
+        missing.sort(key=prompt_length(self.config.pixels), reverse=True)  # stable: an item's samples stay together
         begun = time.monotonic()
         for start in range(0, len(missing), self.config.batch_size):
             elapsed = time.monotonic() - begun
@@ -176,7 +176,7 @@ def earlier_attempts(config: EvalConfig) -> Iterator[RunDir]:
         path = evaluation.resume_from if evaluation else None
 
 
-def prompt_length(config: EvalConfig) -> Callable[[Ask], float]:
+def prompt_length(pixels: PixelConfig) -> Callable[[Ask], float]:
     """About how many tokens a prompt has; only the order matters."""
 
     def length(ask: Ask) -> float:
@@ -184,7 +184,7 @@ def prompt_length(config: EvalConfig) -> Callable[[Ask], float]:
         if ask.item.picture is None:
             return text
         try:
-            return text + num_visual_tokens(*ask.item.picture.size(), config.pixels)
+            return text + num_visual_tokens(*ask.item.picture.size(), pixels)
         except DatasetError:  # counted as a failure when it is asked
             return text
 

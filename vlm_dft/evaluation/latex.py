@@ -73,7 +73,7 @@ class LatexProcess:
 
     def compare(self, first: str, second: str, *, symbolic: bool) -> Comparison:
         """Parse both; symbolic: compare them as expressions too. Raises EvaluationError when the parser is missing."""
-        if not (_plausible(first) and _plausible(second)):
+        if not (plausible(first) and plausible(second)):
             return NOT_COMPARED
         answer = self._ask(["compare", first, second, symbolic])
         return NOT_COMPARED if answer is None else Comparison(*answer)
@@ -129,7 +129,7 @@ class LatexProcess:
         return self._child
 
 
-def _plausible(text: str) -> bool:
+def plausible(text: str) -> bool:
     """Whether it is worth parsing: short and not deeply nested."""
     if len(text) > MAX_CHARACTERS:
         return False

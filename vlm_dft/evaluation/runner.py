@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from vlm_dft.data.encoding import IMAGE_BACKEND
 from vlm_dft.errors import ConfigError, EvaluationError
 from vlm_dft.evaluation.answering import Answering, Role
 from vlm_dft.evaluation.benchmarks import RULES, load_benchmark, scorer_of
+from vlm_dft.evaluation.contamination import REPORT_NAME, check
 from vlm_dft.evaluation.generation import Generator
-from vlm_dft.evaluation.grading import JUDGE, Grade, Summary, average
+from vlm_dft.evaluation.grading import JUDGE, Grade, Summary, average, mean_over_strata
 from vlm_dft.evaluation.items import Benchmark
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.judging import NEVER_JUDGED
@@ -34,7 +35,7 @@ from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.predictions import PREDICTIONS_NAME, SCORE_NAME, Prediction, PredictionLog
 from vlm_dft.evaluation.score_cache import ScoreCache
 from vlm_dft.model import LoadedModel, load
-from vlm_dft.model_files import file_sha256, locate, model_sha256
+from vlm_dft.model_files import config_sha256, locate, model_sha256
 from vlm_dft.results import Progress, Score
 from vlm_dft.run_dir import RunDir, write_json
 
@@ -71,7 +72,8 @@ def evaluate(
     with LatexProcess() as latex:
         latex.start()
         asked = _read_benchmarks(config, run)
-        scoring = Scoring(config, run, latex, _open_judge(config, run))
+        judge = _open_judge(config, run)
+        scoring = Scoring(config, run, latex, judge, _overlaps(config, run, asked))
         sources: list[tuple[Role, str, str | None]] = [("tuned", tuned, config.revision if config.model else None)]
         if base is not None:
             sources.append(("base", base, base_revision))
@@ -119,6 +121,29 @@ def _open_judge(config: EvalConfig, run: RunDir) -> Judge | None:
     return judge
 
 
+def _overlaps(config: EvalConfig, run: RunDir, asked: Sequence[Asked]) -> dict[str, frozenset[str]]:
+    """Writes evaluation/contamination.json when the training data is known."""
+    if config.training_dataset is None:
+        return {}
+
+    def tell(done: int, total: int) -> None:
+        run.write_progress(
+            Progress(
+                phase="evaluating", benchmark="overlaps with the training data", items_done=done, items_total=total
+            )
+        )
+
+    report = check(
+        config.training_dataset,
+        {entry.config.name: entry.benchmark for entry in asked},
+        cache=config.score_cache and config.score_cache / "overlaps",
+        tell=tell,
+    )
+    (run.path / "evaluation").mkdir(exist_ok=True)
+    write_json(run.path / "evaluation" / REPORT_NAME, report)
+    return {name: found.item_ids for name, found in report.benchmarks.items()}
+
+
 @dataclass(frozen=True)
 class Scoring:
     """What all scores of one evaluation share."""
@@ -127,6 +152,8 @@ class Scoring:
     run: RunDir
     latex: LatexProcess
     judge: Judge | None
+    overlaps: Mapping[str, frozenset[str]]
+    """Benchmark -> ids of items that stand in the training data; absent where that is not known."""
 
     def scores(self, model: Model, asked: Sequence[Asked]) -> list[Score]:
         """One model's, in the order of the benchmarks; generated, or taken from the cache."""
@@ -140,7 +167,7 @@ class Scoring:
             )
         cache = ScoreCache(self.config.score_cache) if self.config.score_cache else None
         identity = self._identity(model, generator, asked)
-        of_cache = {**identity, "items_sha256": asked.benchmark.sha256, "config_sha256": _config_sha256(model.path)}
+        of_cache = {**identity, "items_sha256": asked.benchmark.sha256, "config_sha256": config_sha256(model.path)}
         directory = self.run.evaluation_path(model.role, asked.config.name)
         names = {
             "benchmark": asked.config.name,
@@ -149,7 +176,8 @@ class Scoring:
             "predictions": str((directory / PREDICTIONS_NAME).relative_to(self.run.path)),
         }
         if cache is not None and (entry := cache.find(of_cache)) is not None:
-            PredictionLog.open(directory, identity).replace(entry.predictions)
+            predictions = entry.predictions
+            PredictionLog.open(directory, identity).replace(predictions)
             score = entry.score.model_copy(update={**names, "from_cache": True})
         else:
             begun = time.monotonic()
@@ -160,8 +188,20 @@ class Scoring:
             score = self._record(model, asked, predictions, names, time.monotonic() - begun)
             if cache is not None:
                 cache.put(of_cache, score, predictions)
+        score = score.model_copy(update=self._without_overlaps(asked, predictions))
         write_json(directory / SCORE_NAME, score)
         return score
+
+    def _without_overlaps(self, asked: Asked, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """The score's fields about the training data: of this run, never of the cache."""
+        overlapping = self.overlaps.get(asked.config.name)
+        if overlapping is None:
+            return {}
+        groups = {item.group for item in asked.benchmark.items if item.id in overlapping}
+        outcomes = summarize(asked.config.kind, asked.benchmark, predictions, self.config.samples_per_item).outcomes
+        clean = [outcome for outcome in outcomes if outcome.group not in groups]
+        value = mean_over_strata(clean).value if clean else None
+        return {"contaminated": len(overlapping), "clean_value": value}
 
     def _record(
         self, model: Model, asked: Asked, predictions: Sequence[Prediction], names: dict[str, Any], seconds: float
@@ -229,10 +269,3 @@ def summarize(kind: BenchmarkKind, benchmark: Benchmark, predictions: Sequence[P
     for prediction in predictions:
         passes[prediction.sample][prediction.id] = prediction.grade
     return average([RULES[kind].summarize(benchmark, grades) for grades in passes])
-
-
-def _config_sha256(model: Path) -> str:
-    """Hash over the files of a model directory that decide what its weights compute and how text becomes tokens."""
-    names = ("config.json", "adapter_config.json", "tokenizer.json", "vocab.json", "merges.txt")
-    found = [f"{name}:{file_sha256(model / name)}" for name in names if (model / name).is_file()]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()
