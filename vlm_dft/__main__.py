@@ -112,6 +112,8 @@ def _evaluate(config: EvalConfig, run: RunDir, result: RunResult, trained: Train
     from vlm_dft.evaluation import evaluate
 
     tuned = config.model or str(run.export_path)
+    if trained is not None and config.training_dataset is None:
+        config = config.model_copy(update={"training_dataset": trained.dataset})
     base = trained if config.include_base else None
     try:
         scores = evaluate(config, run, tuned=tuned, base=base and base.model, base_revision=base and base.revision)

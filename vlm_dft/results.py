@@ -182,6 +182,10 @@ class Score(Record):
     """File with every prediction, relative to the run directory."""
     wall_seconds: float
     """Of the generation and scoring, wherever they ran."""
+    contaminated: int | None = None
+    """Items whose question or picture stands in the training data (contamination.json); None: not checked."""
+    clean_value: float | None = None
+    """The value over the other items, problems and groups as a whole; None: not checked, or none is left."""
     from_cache: bool = False
     """Whether the answers are an earlier run's, of the same model under the same settings."""
 

@@ -84,6 +84,11 @@ def _notes(name: str, scores: Mapping[str, Score]) -> list[str]:
     for label, score in others:
         if reason := comparable(first, score):
             notes.append(f"{name}: {first_label} and {label} must not be compared: {reason}.")
+    if any(score.contaminated for score in scores.values()):
+        listed = ", ".join(f"{label} {_clean(score)}" for label, score in scores.items())
+        notes.append(
+            f"{name}: {first.contaminated or 0} of {first.n} items stand in the training data; without them: {listed}."
+        )
     for what, field in (("no usable answer", "failure_rate"), ("no answer that a rule could find", "extraction_rate")):
         rates = {label: getattr(score, field) for label, score in scores.items()}
         if field == "extraction_rate":
@@ -92,6 +97,10 @@ def _notes(name: str, scores: Mapping[str, Score]) -> list[str]:
             listed = ", ".join(f"{label} {100 * rate:.1f} %" for label, rate in rates.items())
             notes.append(f"{name}: {what}: {listed}.")
     return notes
+
+
+def _clean(score: Score) -> str:
+    return ABSENT if score.clean_value is None else f"{100 * score.clean_value:.1f}"
 
 
 def _ways(scores: Iterable[Score]) -> list[str]:

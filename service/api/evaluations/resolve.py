@@ -29,7 +29,8 @@ def resolve_evaluation(
         model = registry.resolve(s, project, body.model)
         benchmarks = resolve_benchmarks(settings.resolved_benchmarks, body.benchmarks, body.limit, "benchmarks")
         need_vision(model, benchmarks, "model")
-        pixels = body.pixels or _training_pixels(s, project, registry, model)
+        trained = _training(s, project, registry, model)
+        pixels = body.pixels or (PixelConfig(**trained["pixels"]) if trained else PixelConfig())
     config = EvalConfig(
         model=model.source,
         revision=model.revision,
@@ -37,6 +38,7 @@ def resolve_evaluation(
         pixels=pixels,
         judge=resolve_judge(body.judge, settings, "judge"),
         score_cache=settings.scores_dir,
+        training_dataset=trained["dataset"] if trained else None,
         **generation_settings(body),
     )
     new = NewJob(
@@ -78,8 +80,8 @@ def need_vision(model: ResolvedModel, benchmarks: Sequence[BenchmarkConfig], par
         raise InvalidRequestError(message, param=param, code="model_without_vision")
 
 
-def _training_pixels(s: Session, project: str, registry: ModelRegistry, model: ResolvedModel) -> PixelConfig:
-    """The pixel limits that a fine-tuned model or checkpoint was trained with; the defaults for a base model."""
+def _training(s: Session, project: str, registry: ModelRegistry, model: ResolvedModel) -> dict[str, Any] | None:
+    """How a fine-tuned model or a checkpoint was trained; None for a base model."""
     job_id = registry.get(s, project, model.name).job_id
     job = s.get(Job, job_id) if job_id else None
-    return PixelConfig(**job.config["train"]["pixels"]) if job else PixelConfig()
+    return job.config["train"] if job else None

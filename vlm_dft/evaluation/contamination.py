@@ -1,0 +1,261 @@
+"""Which benchmark items the training data already held: by question, and by picture. Torch-free.
+
+question   half of the item's runs of 13 words stand in one training question; of shorter questions, all their words
+           and no others. Words are compared without case, punctuation and LaTeX's marks; fewer than 4 say nothing.
+picture    the same file, or a perceptual hash (256 bits of brightness differences) that differs in at most 12 bits:
+           a picture that was resized or compressed again. Pictures that are nearly blank are compared as files alone.
+
+Training rows are streamed, so that memory depends on the benchmark alone. Not covered: paraphrases, translations,
+crops, and what the model saw before this training.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vlm_dft.data.canonical import CanonicalDataset, Row, TextPart
+from vlm_dft.errors import DatasetError
+from vlm_dft.evaluation.items import Benchmark, Item
+from vlm_dft.results import Record
+from vlm_dft.run_dir import disk_errors, write_json
+
+log = logging.getLogger(__name__)
+
+REPORT_NAME = "contamination.json"
+WORDS = 13
+MIN_WORDS = 4
+MIN_SHARE = 0.5
+HASH_SIDE = 16
+MAX_DIFFERING_BITS = 12
+MIN_SET_BITS = 8
+"""Pictures with fewer brightness steps look like each other whatever they show."""
+RULES = "overlap-rules/v1"
+
+_WORD = re.compile(r"\w+")
+_CHUNK_ROWS = 256
+
+
+class Overlap(Record):
+    """One benchmark item that stands in the training data."""
+
+    item: str
+    by: Literal["question", "picture"]
+    row: str
+    """Id of the first training row like it."""
+    share: float | None = None
+    """Of the item's runs of words that the row holds."""
+    differing_bits: int | None = None
+    """Of the pictures' hashes; 0 for equal files."""
+
+
+class BenchmarkOverlaps(Record):
+    """One benchmark beside the training data."""
+
+    rules: str = RULES
+    data_fingerprint: str
+    items_sha256: str
+    rows: int
+    """Training rows looked at."""
+    items: int
+    overlaps: tuple[Overlap, ...]
+    """At most one by question and one by picture for each item."""
+
+    @property
+    def item_ids(self) -> frozenset[str]:
+        return frozenset(overlap.item for overlap in self.overlaps)
+
+
+class ContaminationReport(Record):
+    """evaluation/contamination.json"""
+
+    training_dataset: str
+    checked: bool
+    reason: str | None = None
+    """Why nothing was checked."""
+    benchmarks: dict[str, BenchmarkOverlaps]
+
+
+def check(
+    dataset: Path,
+    benchmarks: Mapping[str, Benchmark],
+    *,
+    cache: Path | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> ContaminationReport:
+    """Compare every benchmark with the training data. cache: where earlier comparisons are kept.
+
+    A dataset that is gone is told in the report, because the evaluation can go on. Raises BenchmarkError for a picture
+    of the benchmark, DatasetError for one of the dataset.
+    """
+    try:
+        data = CanonicalDataset.open(dataset)
+    except DatasetError as error:
+        log.warning("overlaps with the training data are not checked: %s", error.message)
+        return ContaminationReport(training_dataset=str(dataset), checked=False, reason=error.message, benchmarks={})
+    found = {}
+    for name, benchmark in benchmarks.items():
+        path = cache and cache / f"{data.manifest.fingerprint[:32]}-{benchmark.sha256[:32]}.json"
+        known = _known(path, data.manifest.fingerprint, benchmark) if path else None
+        found[name] = known or _compared(data, benchmark, tell)
+        if path and known is None:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found[name])
+    return ContaminationReport(training_dataset=str(dataset), checked=True, benchmarks=found)
+
+
+def _known(path: Path, fingerprint: str, benchmark: Benchmark) -> BenchmarkOverlaps | None:
+    try:
+        known = BenchmarkOverlaps.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("%s is damaged (%s): comparing anew", path, type(error).__name__)
+        return None
+    fits = (known.rules, known.data_fingerprint, known.items_sha256) == (RULES, fingerprint, benchmark.sha256)
+    return known if fits else None
+
+
+def _compared(data: CanonicalDataset, benchmark: Benchmark, tell: Callable[[int, int], None]) -> BenchmarkOverlaps:
+    questions, pictures = Questions(benchmark.items), Pictures(benchmark.items)
+    rows = 0
+    with ThreadPoolExecutor(4, thread_name_prefix="picture") as pool:  # Pillow decodes outside the interpreter's lock
+        for chunk in _chunks(iter(data)):
+            for row in chunk:
+                questions.look(row)
+            pictures.look(data, chunk, pool)
+            rows += len(chunk)
+            tell(rows, len(data))
+    overlaps = [*questions.found.values(), *pictures.found.values()]
+    order = {item.id: number for number, item in enumerate(benchmark.items)}
+    return BenchmarkOverlaps(
+        data_fingerprint=data.manifest.fingerprint,
+        items_sha256=benchmark.sha256,
+        rows=rows,
+        items=len(benchmark.items),
+        overlaps=tuple(sorted(overlaps, key=lambda overlap: (order[overlap.item], overlap.by))),
+    )
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        yield chunk
+
+
+def words_of(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def runs_of(words: list[str]) -> list[str]:
+    """Every run of WORDS words; of a shorter text, the text, marked as whole."""
+    if len(words) < WORDS:
+        return [" ".join(["<whole>", *words])] if len(words) >= MIN_WORDS else []
+    return [" ".join(words[start : start + WORDS]) for start in range(len(words) - WORDS + 1)]
+
+
+class Questions:
+    """The benchmark's questions, and which of them a training row held."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.found: dict[str, Overlap] = {}
+        self._items: dict[str, set[str]] = defaultdict(set)
+        """Run of words -> ids of the items that hold it."""
+        self._num_runs: dict[str, int] = {}
+        for item in items:
+            runs = set(runs_of(words_of(item.question)))
+            self._num_runs[item.id] = len(runs)
+            for run in runs:
+                self._items[run].add(item.id)
+
+    def look(self, row: Row) -> None:
+        for text in _questions(row):
+            held = Counter(id for run in set(runs_of(words_of(text))) for id in self._items.get(run, ()))
+            for id, count in held.items():
+                share = count / self._num_runs[id]
+                if share >= MIN_SHARE and id not in self.found:
+                    self.found[id] = Overlap(item=id, by="question", row=row.id, share=share)
+
+
+def _questions(row: Row) -> Iterator[str]:
+    for message in row.messages:
+        if message.role == "user":
+            yield " ".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+class Pictures:
+    """The benchmark's pictures, and which of them the training data held."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.found: dict[str, Overlap] = {}
+        self._ids: list[str] = []
+        self._files: dict[str, list[str]] = defaultdict(list)
+        hashes = []
+        for item in items:
+            if item.picture is None:
+                continue
+            self._files[sha256(item.picture.encoded()).hexdigest()].append(item.id)
+            bits = difference_hash(item.picture.decoded())
+            if bits is not None:
+                self._ids.append(item.id)
+                hashes.append(bits)
+        self._hashes_N4 = np.stack(hashes) if hashes else np.zeros((0, 4), np.uint64)
+        self._seen: set[str] = set()
+
+    def look(self, data: CanonicalDataset, rows: Iterable[Row], pool: ThreadPoolExecutor) -> None:
+        """Raises DatasetError for a picture that cannot be read."""
+        if not self._files:
+            return
+        new: dict[str, tuple[str, Path]] = {}
+        for row in rows:
+            for part in row.images:
+                for id in self._files.get(part.sha256, ()):
+                    self.found[id] = Overlap(item=id, by="picture", row=row.id, differing_bits=0)
+                if part.sha256 not in self._seen:
+                    self._seen.add(part.sha256)
+                    new[part.sha256] = (row.id, data.image_path(part))
+        hashes = pool.map(_hash_of_file, (path for _, path in new.values()))
+        for (row_id, _), bits in zip(new.values(), hashes, strict=True):
+            if bits is not None:
+                self._compare(row_id, bits)
+
+    def _compare(self, row_id: str, bits_4: np.ndarray) -> None:
+        differing_N = np.bitwise_count(self._hashes_N4 ^ bits_4).sum(axis=1)
+        for number in np.flatnonzero(differing_N <= MAX_DIFFERING_BITS):
+            id, differing = self._ids[number], int(differing_N[number])
+            known = self.found.get(id)
+            if known is None or (known.differing_bits or 0) > differing:
+                self.found[id] = Overlap(item=id, by="picture", row=row_id, differing_bits=differing)
+
+
+def _hash_of_file(path: Path) -> np.ndarray | None:
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (4 * HASH_SIDE, 4 * HASH_SIDE))  # a JPEG is decoded small
+            return difference_hash(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{path}: the training picture cannot be read ({error})") from None
+
+
+def difference_hash(image: Image.Image) -> np.ndarray | None:
+    """256 bits as 4 uint64: whether each of 16 x 16 fields is darker than its right neighbour; None: nearly blank."""
+    if image.mode in ("P", "LA", "PA", "RGBA"):  # transparency means white paper
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        paper.alpha_composite(image)
+        image = paper
+    small = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+    fields_HW = np.asarray(small, dtype=np.int16)
+    bits = fields_HW[:, 1:] > fields_HW[:, :-1]
+    return np.packbits(bits.reshape(-1)).view(np.uint64) if bits.sum() >= MIN_SET_BITS else None
