@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import doctor, local, serve, show, submit, watch
+from cli import benchmarks, doctor, local, serve, show, submit, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ app.add_typer(serve.keys_app, name="keys")
 app.command()(local.train)
 app.command()(submit.submit)
 app.command("eval")(submit.evaluate)
+app.add_typer(benchmarks.benchmarks_app, name="benchmarks")
 app.command()(watch.watch)
 app.command()(show.jobs)
 app.command()(show.logs)

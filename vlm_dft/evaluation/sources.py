@@ -138,7 +138,7 @@ def open_source(kind: BenchmarkKind, path: Path, names: tuple[str, ...]) -> Sour
 
     Raises BenchmarkError saying which file would go where.
     """
-    file = _find(kind, path, names)
+    file = find_source(kind, path, names)
     if file.suffix.lower() == ".tsv":
         records = tuple(_tsv(file))
     elif file.suffix.lower() in (".json", ".jsonl"):
@@ -150,7 +150,8 @@ def open_source(kind: BenchmarkKind, path: Path, names: tuple[str, ...]) -> Sour
     return Source(file, records, is_tsv=file.suffix.lower() == ".tsv")
 
 
-def _find(kind: BenchmarkKind, path: Path, names: tuple[str, ...]) -> Path:
+def find_source(kind: BenchmarkKind, path: Path, names: tuple[str, ...]) -> Path:
+    """The benchmark's file: path itself, or the one in it that has one of the names, or its only one."""
     if path.is_file():
         return path
     usual = ", ".join(names)

@@ -1,30 +1,18 @@
-"""Which benchmarks this server has: one TSV, JSON, JSONL or directory each, under settings.resolved_benchmarks.
+"""Which benchmarks this server has, as clients name them (``vlm_dft.evaluation.provision``).
 
-What a benchmark is says its manifest (``vlm_dft.evaluation.provision``), or else its name: it contains mathverse,
-mathvision, wemath or the name of a text benchmark, however it is written (MathVerse_MINI, we-math, gsm8k-test). Whether
-its files are whole is the evaluation's business.
+Whether a benchmark's files are whole is the evaluation's business.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from service.api.evaluations.requests import BenchmarkChoice
 from service.api.schemas import ResponseModel
 from service.errors import InvalidRequestError
 from vlm_dft.config import BenchmarkConfig, BenchmarkKind
-
-_KINDS: Final[dict[str, BenchmarkKind]] = {
-    "mathverse": "mathverse",
-    "mathvision": "mathvision",
-    "wemath": "wemath",
-    **dict.fromkeys(("math500", "gsm8k", "minerva", "olympiadbench", "aime", "amc"), "text_math"),
-}
-_SUFFIXES = frozenset({".tsv", ".json", ".jsonl"})
-_NAME = re.compile(BenchmarkConfig.model_fields["name"].metadata[-1].pattern)
+from vlm_dft.evaluation.provision import Found, find_benchmarks, where_it_goes
 
 
 class Benchmark(ResponseModel):
@@ -33,25 +21,20 @@ class Benchmark(ResponseModel):
     id: str
     object: str = "benchmark"
     kind: BenchmarkKind
+    items: int | None
+    """None: not known before it is read."""
+    published: bool | None
+    """Whether it is VLMEvalKit's file, by its md5; None: not checked, or VLMEvalKit publishes none of this name."""
 
 
-def find_benchmarks(directory: Path) -> dict[str, tuple[BenchmarkKind, Path]]:
-    """Name -> kind and path, by name; entries whose name says no kind are none of ours."""
-    found: dict[str, tuple[BenchmarkKind, Path]] = {}
-    if not directory.is_dir():
-        return found
-    for path in sorted(directory.iterdir()):
-        name = path.name if path.is_dir() else path.stem
-        kind = kind_of(name)
-        if kind and _NAME.fullmatch(name) and (path.is_dir() or path.suffix.lower() in _SUFFIXES):
-            found[name] = (kind, path.resolve())
-    return found
-
-
-def kind_of(name: str) -> BenchmarkKind | None:
-    """The kind whose name, or whose benchmark's name, the name contains."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return next((kind for part, kind in _KINDS.items() if part in plain), None)
+def show_benchmark(name: str, found: Found) -> Benchmark:
+    manifest = found.manifest
+    return Benchmark(
+        id=name,
+        kind=found.kind,
+        items=manifest.items if manifest else None,
+        published=manifest.published if manifest else None,
+    )
 
 
 def resolve_benchmarks(
@@ -66,8 +49,8 @@ def resolve_benchmarks(
         if name is None:
             known = f"available are: {', '.join(available)}" if available else "none is available"
             place = f"{param}.{index}.name"
-            message = f"{place}: there is no benchmark {choice.name!r}; {known} (its files go into {directory})"
+            remedy = where_it_goes(choice.name, directory)
+            message = f"{place}: there is no benchmark {choice.name!r}; {known}; {remedy}"
             raise InvalidRequestError(message, param=place, code="benchmark_not_found")
-        kind, path = available[name]
-        resolved.append(BenchmarkConfig(name=name, kind=kind, path=path, limit=choice.limit or limit))
+        resolved.append(available[name].config(name, choice.limit or limit))
     return tuple(resolved)

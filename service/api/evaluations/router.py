@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, BackgroundTasks, Query
 
 from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
-from service.api.evaluations.catalog import Benchmark, find_benchmarks
+from service.api.evaluations.catalog import Benchmark, show_benchmark
 from service.api.evaluations.requests import CreateEvaluation
 from service.api.evaluations.resolve import resolve_evaluation
 from service.api.evaluations.view import Evaluation, EvaluationItem, show_evaluation
@@ -20,6 +20,7 @@ from service.api.schemas import ListPage
 from service.errors import InvalidRequestError
 from service.jobs import store
 from service.jobs.phases import Kind
+from vlm_dft.evaluation.provision import find_benchmarks
 from vlm_dft.run_dir import RunDir
 
 router = APIRouter(prefix="/v1", tags=["evaluations"])
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/v1", tags=["evaluations"])
 def list_benchmarks(settings: SettingsNow) -> ListPage[Benchmark]:
     """The benchmarks on this server, and of which kind each is."""
     found = find_benchmarks(settings.resolved_benchmarks)
-    return ListPage.of([Benchmark(id=name, kind=kind) for name, (kind, _) in found.items()], has_more=False)
+    return ListPage.of([show_benchmark(name, each) for name, each in found.items()], has_more=False)
 
 
 @router.post("/evaluations")

@@ -1,0 +1,91 @@
+"""`vlm-dft benchmarks list|add`: which benchmarks this machine's service can score, and adding one to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.table import Table
+
+from cli.client import EXIT_FAILED, err, out
+from vlm_dft.config import BenchmarkKind, Scoring
+
+benchmarks_app = typer.Typer(help="List and add benchmarks on the service's machine.", no_args_is_help=True)
+
+_WORDS = {True: "yes", False: "modified", None: ""}
+
+
+@benchmarks_app.command("list")
+def list_benchmarks() -> None:
+    """List the benchmarks in VLM_DFT_BENCHMARKS, else in the data directory."""
+    from vlm_dft.errors import VlmDftError
+    from vlm_dft.evaluation.provision import PUBLISHED, find_benchmarks
+
+    directory = _directory()
+    try:
+        found = find_benchmarks(directory)
+    except VlmDftError as error:
+        err.print(f"[red]{error.message}[/]", highlight=False)
+        raise typer.Exit(EXIT_FAILED) from None
+    if not found:
+        out.print(
+            f"none in {directory}; known are {', '.join(PUBLISHED)}: vlm-dft benchmarks add PATH", highlight=False
+        )
+        return
+    table = Table("benchmark", "kind", "items", "with pictures", "as published", "path", box=None)
+    for name, each in found.items():
+        manifest = each.manifest
+        counts = (str(manifest.items), str(manifest.pictures), _WORDS[manifest.published]) if manifest else ("", "", "")
+        table.add_row(name, each.kind, *counts, str(each.path))
+    out.print(table)
+
+
+@benchmarks_app.command()
+def add(
+    source: Annotated[str, typer.Argument(help="A file, a directory with its pictures, or an https URL.")],
+    name: Annotated[str | None, typer.Option(help="Default: the file's or directory's own.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Default: by its name, else custom.")] = None,
+    scoring: Annotated[str | None, typer.Option(help="Of a custom one: option, number, latex or exact.")] = None,
+    checksum: Annotated[str | None, typer.Option(help="md5 or sha256; needed for a URL of an unknown file.")] = None,
+    modified: Annotated[bool, typer.Option("--modified", help="Take a file that VLMEvalKit does not publish.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="In the place of one of the same name.")] = False,
+) -> None:
+    """Copy a benchmark to where the service finds it, after reading all of it and checking its md5."""
+    from vlm_dft.errors import VlmDftError
+    from vlm_dft.evaluation import provision
+
+    directory = _directory()
+    try:
+        chosen, manifest = provision.add(
+            source,
+            directory,
+            name=name,
+            kind=_one_of(kind, get_args(BenchmarkKind), "--kind"),
+            scoring=_one_of(scoring, get_args(Scoring), "--scoring"),
+            checksum=checksum,
+            modified=modified,
+            replace=replace,
+        )
+    except VlmDftError as error:
+        err.print(f"[red]{error.message}[/]", highlight=False)
+        if error.hint:
+            err.print(error.hint, highlight=False)
+        raise typer.Exit(EXIT_FAILED) from None
+    checked = {True: ", as VLMEvalKit publishes it", False: ", NOT as VLMEvalKit publishes it", None: ""}
+    counts = f"{manifest.items} items, {manifest.pictures} with pictures"
+    out.print(
+        f"{chosen} ({manifest.kind}): {counts}{checked[manifest.published]}: {directory / chosen}", highlight=False
+    )
+
+
+def _one_of(value: str | None, known: tuple[str, ...], option: str) -> Any:
+    if value is not None and value not in known:
+        raise typer.BadParameter(f"{option} takes {', '.join(known)}, not {value!r}")
+    return value
+
+
+def _directory() -> Path:
+    from service.settings import get_settings
+
+    return get_settings().resolved_benchmarks
