@@ -13,6 +13,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 # isort: split
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vlm_dft import objectives
 from vlm_dft.batches import MicroBatch, Plan, Steps, open_corpus
@@ -62,6 +63,7 @@ def micro_batches_of(
         pack_length=config.pack_length,
         rank=rank,
         num_ranks=num_ranks,
+        even=config.fsdp,
     )
     steps.ref_logp = ref_logp
     return next(steps.read())
@@ -153,4 +155,18 @@ def save_gradients_of_two_ranks(out: str, *problems: str) -> None:
     }
     if ranks.is_first:
         torch.save(gradients, out)
+    ranks.leave()
+
+
+def save_sharded_gradients(out: str, *configs: str) -> None:
+    """What each of two processes runs, its layers cut over both."""
+    ranks = Ranks()
+    found = []
+    for text in configs:
+        config = TrainConfig.model_validate_json(text).model_copy(update={"fsdp": True})
+        gradients = gradient_of(config, ranks=ranks)
+        assert any(isinstance(gradient, DTensor) for gradient in gradients.values())
+        found.append({n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in gradients.items()})
+    if ranks.is_first:
+        torch.save(found, out)
     ranks.leave()

@@ -240,8 +240,12 @@ class Steps(Dataset[Any]):
         rank: int = 0,
         num_ranks: int = 1,
         num_workers: int = 0,
+        even: bool = False,
     ) -> None:
-        """pack_length: tokens of a pack, for packing. num_workers: processes that prepare steps ahead of time."""
+        """pack_length: tokens of a pack, for packing. num_workers: processes that prepare steps ahead of time.
+
+        even: as many micro-batches on every rank, filled up with empty ones: what runs layers that are cut over ranks.
+        """
         self.corpus = corpus
         self.plan = plan
         self.micro_batch_size = micro_batch_size
@@ -249,6 +253,7 @@ class Steps(Dataset[Any]):
         self.pack_length = pack_length
         self.rank, self.num_ranks = rank, num_ranks
         self.num_workers = num_workers
+        self.even = even
         self.ref_logp: RowValues | None = None
         """By row id: what the base model gives each target."""
         self._cache: dict[int, Sample] = {}
@@ -256,7 +261,10 @@ class Steps(Dataset[Any]):
 
     def __getitem__(self, step: int) -> list[MicroBatch] | VlmDftError:
         try:
-            return [self._micro_batch(indices) for indices in self.layout(self.plan.batch(step))]
+            return [
+                self._micro_batch(indices) if indices else self._nothing()
+                for indices in self.layout(self.plan.batch(step))
+            ]
         except VlmDftError as error:
             # Returned, because a loader process would re-raise it as another exception.
             return error
@@ -270,15 +278,29 @@ class Steps(Dataset[Any]):
 
     def layout(self, batch: list[int]) -> list[list[int]]:
         """This rank's micro-batches of a global batch, by the rows' numbers; nothing is opened."""
+        mine = self._layout(batch, self.rank)
+        if not self.even:
+            return mine
+        most = max(len(self._layout(batch, rank)) for rank in range(self.num_ranks))
+        return mine + [[]] * (most - len(mine))
+
+    def _layout(self, batch: list[int], rank: int) -> list[list[int]]:
         sizes = self.corpus.sizes
         if self.pack_length is not None:
-            mine = balanced([sizes[index] for index in batch], self.num_ranks)[self.rank]
-            share = [batch[place] for place in mine]
+            share = [batch[place] for place in balanced([sizes[index] for index in batch], self.num_ranks)[rank]]
             packs = packed([sizes[index] for index in share], self.pack_length)
             return [[share[place] for place in places] for places in packs]
         # Samples of like length share a micro-batch: less padding, the same sum.
-        share = sorted(batch[self.rank :: self.num_ranks], key=lambda index: sizes[index].tokens)
+        share = sorted(batch[rank :: self.num_ranks], key=lambda index: sizes[index].tokens)
         return [share[start : start + self.micro_batch_size] for start in range(0, len(share), self.micro_batch_size)]
+
+    def _nothing(self) -> MicroBatch:
+        """One token that counts for nothing."""
+        ids_BT = torch.tensor([[self.pad_token_id]])
+        inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+        ref_logp_N = None if self.ref_logp is None else torch.zeros(1)
+        labels_BT = torch.full_like(ids_BT, IGNORED)
+        return MicroBatch(inputs, labels_BT, (), num_tokens=0, input_tokens=0, ref_logp_N=ref_logp_N)
 
     def _micro_batch(self, indices: list[int]) -> MicroBatch:
         samples = [self._sample(index) for index in indices]

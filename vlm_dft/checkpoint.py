@@ -48,7 +48,7 @@ _MAY_DIFFER: Final = frozenset(
     {"resume_from", "dataset", "validation_dataset", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"}
     | {"probe_rows", "probe_every_steps"}
     | {"micro_batch_size", "packing", "pack_length_tokens", "gradient_checkpointing"}
-    | {"patch_cache", "vision_cache"}
+    | {"patch_cache", "vision_cache", "compile"}
 )
 
 
@@ -82,13 +82,23 @@ def config_sha256(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def save(run: RunDir, loaded: LoadedModel, training: dict[str, Any], state: State, metrics: dict[str, float]) -> Path:
-    """Write a checkpoint in a temporary directory and rename it into place. training: state_dicts for optimizer.pt."""
+def save(
+    run: RunDir,
+    loaded: LoadedModel,
+    training: dict[str, Any],
+    state: State,
+    metrics: dict[str, float],
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint in a temporary directory and rename it into place.
+
+    training: state_dicts for optimizer.pt. weights: the model's state_dict, where the model itself holds parts of it.
+    """
     target = run.checkpoint_path(state.step)
     with directory_in_place(target) as directory:
         (directory / STATE_NAME).parent.mkdir()
         with _disk_full_by_name(target):
-            _save_weights(loaded, directory)
+            _save_weights(loaded, directory, weights)
             with (directory / OPTIMIZER_NAME).open("wb") as file:
                 torch.save(training, file)
         write_json(directory / STATE_NAME, state)
@@ -112,13 +122,13 @@ def _disk_full_by_name(target: Path) -> Iterator[None]:
         raise
 
 
-def _save_weights(loaded: LoadedModel, directory: Path) -> None:
+def _save_weights(loaded: LoadedModel, directory: Path, weights: dict[str, torch.Tensor] | None) -> None:
     if isinstance(loaded.model, PeftModel):
         # Without "False", peft asks the hub whether the vocabulary was resized.
-        loaded.model.save_pretrained(str(directory), save_embedding_layers=False)
+        loaded.model.save_pretrained(str(directory), save_embedding_layers=False, state_dict=weights)
         save_processor(loaded.processor, directory)
     else:
-        save_model(loaded.model, loaded.processor, directory)
+        save_model(loaded.model, loaded.processor, directory, weights)
 
 
 def _files(directory: Path) -> list[Path]:

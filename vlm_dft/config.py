@@ -160,8 +160,21 @@ class TrainConfig(Hyperparameters):
     """Keep decoded and resized images, 0.6 MB for one of 448 x 448 pixels; changes speed, never a number."""
     vision_cache: CacheConfig | None = None
     """Keep a frozen vision tower's features, so that neither images nor tower are needed after the first pass."""
+    compile: bool = False
+    """torch.compile the language model's layers: a minute or more at the start, faster steps on a GPU."""
+    fsdp: bool = False
+    """Cut the language model's layers over all processes (FSDP2), where one device cannot hold them with their moments.
+    Needs torchrun; a checkpoint fits any number of processes."""
     resume_from: Path | None = None
     """Complete checkpoint directory of an earlier attempt of the same run."""
+
+    @model_validator(mode="after")
+    def _fsdp_has_layers_to_cut(self) -> Self:
+        if self.fsdp and isinstance(self.adapter, FullConfig) and self.freeze.language_model:
+            raise ValueError("fsdp cuts the language model's layers, and they are frozen: leave it out")
+        if self.fsdp and isinstance(self.adapter, LoraConfig) and self.adapter.quantization is not None:
+            raise ValueError("fsdp cannot cut 4-bit weights: leave fsdp or adapter.quantization out")
+        return self
 
     @model_validator(mode="after")
     def _cached_features_stay_true(self) -> Self:

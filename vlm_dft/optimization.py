@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from vlm_dft import objectives
 from vlm_dft.batches import MicroBatch, derived_seed
+from vlm_dft.compilation import compile_layers
 from vlm_dft.config import TrainConfig
 from vlm_dft.errors import ConfigError, NanLossError, OutOfMemoryError
 from vlm_dft.forward import Forward
@@ -34,6 +35,7 @@ from vlm_dft.head import STATISTICS, LossSums, objective_loss
 from vlm_dft.model import LoadedModel, base_of, part_of
 from vlm_dft.ranks import Ranks
 from vlm_dft.reference import Reference
+from vlm_dft.sharding import Sharding, is_sharded
 from vlm_dft.telemetry import StepCounts
 
 _ADAM_BYTES_PER_PARAMETER = 12  # gradient and two moments in float32
@@ -65,6 +67,9 @@ class Optimization:
         self._reference = Reference(loaded, config) if self.objective.needs_reference else None
         if config.gradient_checkpointing:
             _checkpoint_activations(base_of(loaded.model))
+        if config.compile:
+            compile_layers(base_of(loaded.model), loaded.device)
+        self._sharding = Sharding(loaded, config, ranks)
         self.parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
         groups = _groups(loaded.model, config)
         self._optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
@@ -78,11 +83,16 @@ class Optimization:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer and schedule; the weights are the model's."""
-        return {"optimizer": self._optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
+        """Optimizer and schedule; the weights are the model's. To be called by all ranks."""
+        optimizer = self._sharding.whole(self._optimizer.state_dict())
+        return {"optimizer": optimizer, "scheduler": self._scheduler.state_dict()}
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The model's, where it holds parts of them; to be called by all ranks. None where the model has them whole."""
+        return self._sharding.weights()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(self._sharding.cut(state["optimizer"], self._optimizer))
         self._scheduler.load_state_dict(state["scheduler"])
 
     def step(self, number: int, micro_batches: Sequence[MicroBatch]) -> StepOutcome:
@@ -95,7 +105,7 @@ class Optimization:
         self._loaded.model.train()
         with self._out_of_memory_explained(micro_batches):
             counts = self.gradients(micro_batches, number)
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.max_grad_norm).item()
+            grad_norm = self._sharding.clip_gradients(self.parameters, self._config.max_grad_norm).item()
             if not math.isfinite(grad_norm):
                 self._raise_not_finite(f"gradient norm is {grad_norm}", number, micro_batches)
             learning_rate = float(self._scheduler.get_last_lr()[self._reported_group])
@@ -117,7 +127,7 @@ class Optimization:
                 sums.loss.backward()
             parts.append(sums.statistics_S)
             self._largest_tokens = max(self._largest_tokens, micro_batch.padded_tokens)
-        self._ranks.sum_gradients(self.parameters)
+        self._sharding.sum_gradients(self.parameters)
         counts = self.counts(self._totals(micro_batches, parts))
         if not math.isfinite(counts.sums["nll_sum"] + counts.sums["objective_sum"]):
             bad = [m for m, part_S in zip(micro_batches, parts, strict=True) if not torch.isfinite(part_S).all()]
@@ -237,14 +247,16 @@ def _cast(loaded: LoadedModel) -> None:
 def _groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Each part's learning rate; weight decay for matrices, none for norms and biases."""
     rates = {"vision_tower": config.vision_learning_rate, "merger": config.merger_learning_rate}
-    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[torch.nn.Parameter]] = {}
     trained = set()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         trained.add(part := part_of(name))
         is_vector = parameter.ndim < 2
-        groups.setdefault((is_vector, rates.get(part) or config.learning_rate), []).append(parameter)
+        # One kernel updates a group: whole parameters and parts of some cannot share it.
+        key = (is_vector, rates.get(part) or config.learning_rate, is_sharded(parameter))
+        groups.setdefault(key, []).append(parameter)
     for part, rate in rates.items():
         if rate is not None and part not in trained:
             param = f"{part.removesuffix('_tower')}_learning_rate"
@@ -254,6 +266,6 @@ def _groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]
                 param=f"train.{param}",
             )
     return [
-        {"params": groups[is_vector, rate], "lr": rate, "weight_decay": 0.0 if is_vector else config.weight_decay}
-        for is_vector, rate in sorted(groups, key=lambda key: key[0])
+        {"params": parameters, "lr": rate, "weight_decay": 0.0 if is_vector else config.weight_decay}
+        for (is_vector, rate, _), parameters in sorted(groups.items(), key=lambda item: item[0][0])
     ]

@@ -105,7 +105,12 @@ class _Training:
         if not self.state.trained_tokens:
             raise DatasetError("no row of the training data has a token to train on: check its assistant turns")
         self.reporter.phase("exporting")
+        weights = self.optimization.weights()
         del self.optimization  # its memory is needed to reload the export
+        if weights is not None and self.ranks.is_first:
+            # A model of its own: this rank cannot run alone the one whose layers are cut over all.
+            self.loaded = _load(self.config, None, self.ranks)
+            self.loaded.model.load_state_dict(weights)
         target = self.run_dir.export_path
         record = self.ranks.gather(export(self.loaded, target) if self.ranks.is_first else None)[0]
         return self._result(record, time.monotonic() - began)
@@ -183,9 +188,10 @@ class _Training:
     def _checkpoint(self, metrics: StepMetrics) -> None:
         measured = self._validate()
         self.reporter.phase("checkpointing")
+        training, weights = self.optimization.state_dict(), self.optimization.weights()
         if self.ranks.is_first:
-            training = self.optimization.state_dict()
-            checkpoint.save(self.run_dir, self.loaded, training, self.state, checkpoint_metrics(metrics, measured))
+            chosen = checkpoint_metrics(metrics, measured)
+            checkpoint.save(self.run_dir, self.loaded, training, self.state, chosen, weights)
             checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
         self.ranks.wait()
         self.reporter.phase("running")
@@ -195,8 +201,6 @@ class _Training:
             raise Interrupted(f"asked to stop after step {self.state.step}")
 
     def _resume(self, path: Path) -> None:
-        if isinstance(self.loaded.model, PeftModel):
-            checkpoint.load_adapter(path, self.loaded.model)
         self.optimization.load_state_dict(checkpoint.load_training(path))
         log.info("resuming from %s, step %d of %d", path, self.state.step, self.plan.total_steps)
 
@@ -221,6 +225,7 @@ class _Training:
             rank=self.ranks.rank,
             num_ranks=self.ranks.count,
             num_workers=num_workers,
+            even=self.config.fsdp,
         )
 
     def _result(self, record: ExportRecord, seconds: float) -> TrainResult:
@@ -256,7 +261,7 @@ def _resume_path(config: TrainConfig, run: RunDir) -> Path | None:
 
 
 def _load(config: TrainConfig, resume: Path | None, ranks: Ranks) -> LoadedModel:
-    """The model with its trainable parameters marked; full weights come from the checkpoint that is resumed from."""
+    """The model with its trainable parameters marked; their weights come from the checkpoint that is resumed from."""
     full = isinstance(config.adapter, FullConfig)
     source, revision = (str(resume), None) if resume is not None and full else (config.model, config.revision)
     loaded = load(
@@ -274,4 +279,7 @@ def _load(config: TrainConfig, resume: Path | None, ranks: Ranks) -> LoadedModel
                 f"{config.model} is an adapter: train lora from the exported model instead", param="train.model"
             )
         model = model.merge_and_unload()
-    return dataclasses.replace(loaded, model=adapt(model, config.adapter, config.freeze, config.seed))
+    model = adapt(model, config.adapter, config.freeze, config.seed)
+    if resume is not None and isinstance(model, PeftModel):
+        checkpoint.load_adapter(resume, model)
+    return dataclasses.replace(loaded, model=model)

@@ -1,0 +1,49 @@
+"""torch.compile for the language model's layers: one compilation serves them all, for any batch and length.
+
+The layers alone, because they are most of the work and have one shape; embedding, vision tower and loss head stay as
+they are, and so does everything that saves, exports or adapts the model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any, Final
+
+import vlm_dft.torchvision_shim  # noqa: F401
+
+# isort: split
+import torch
+from transformers import PreTrainedModel
+
+from vlm_dft.errors import ConfigError
+
+BACKEND: Final = "inductor"
+
+
+def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Those of the language model, in order."""
+    body: Any = model.base_model
+    return list(getattr(body, "language_model", body).layers)
+
+
+def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
+    """In place; compiled at first use. Raises ConfigError where this machine has no compiler for it."""
+    _check_compiler(device)
+    for layer in decoder_layers(model):
+        layer.compile(backend=BACKEND, dynamic=True)
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise ConfigError(
+                "compile needs triton on a GPU: install it, or set compile to false", param="train.compile"
+            )
+    elif not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+        raise ConfigError(
+            "compile needs a C++ compiler on a CPU, and there is none: install g++, or set compile to false",
+            param="train.compile",
+        )
