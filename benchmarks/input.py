@@ -7,8 +7,6 @@ what the PIL processor makes of the file, and the model's hidden states are bit 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import statistics
 import tempfile
 import time
@@ -19,15 +17,15 @@ from typing import Any
 import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
-import numpy as np
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from benchmarks.datasets import conversation, write_dataset, write_picture
 from vlm_dft.batches import Corpus, MicroBatch, Plan, Steps, open_corpus
 from vlm_dft.config import CacheConfig, TrainConfig
-from vlm_dft.data.canonical import MANIFEST_NAME, ROWS_NAME, ImagePart, Manifest, Message, Row, TextPart
+from vlm_dft.data.canonical import Row
 from vlm_dft.data.encoding import Encoder
 from vlm_dft.model import LoadedModel, base_of, load
 from vlm_dft.pictures import Pictures
@@ -62,7 +60,9 @@ def measure() -> dict[str, Any]:
 
 def _measure(directory: Path, loaded: LoadedModel, size: tuple[int, int]) -> dict[str, float]:
     dataset = directory / "x".join(map(str, size))
-    rows = _write_dataset(dataset, size)
+    pictures = [write_picture(dataset, size, number) for number in range(SAMPLES)]
+    rows = [conversation(number, picture, QUESTION, ANSWER) for number, picture in enumerate(pictures)]
+    write_dataset(dataset, rows)
     caches = iter(range(1000))
 
     def steps() -> Steps:
@@ -143,33 +143,3 @@ def _trl_example(dataset: Path, row: Row) -> dict[str, Any]:
     picture = Image.open(dataset / row.images[0].image)  # decoded when the processor asks
     turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     return {"images": [picture], "messages": turns}
-
-
-def _write_dataset(path: Path, size: tuple[int, int]) -> list[Row]:
-    """A canonical dataset of JPEG files with the detail of photographs, quality 90."""
-    (path / "images").mkdir(parents=True)
-    rows = [_row(path, number, size) for number in range(SAMPLES)]
-    text = "".join(row.model_dump_json() + "\n" for row in rows)
-    (path / ROWS_NAME).write_text(text)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    manifest = Manifest(rows=len(rows), format="openai", filename="benchmark", image_root=".", fingerprint=digest)
-    (path / MANIFEST_NAME).write_text(manifest.model_dump_json())
-    return rows
-
-
-def _row(path: Path, number: int, size: tuple[int, int]) -> Row:
-    generator = np.random.default_rng(number)
-    coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    picture = (picture + generator.normal(0, 6, picture.shape)).clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=90)
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    name = f"images/{digest}.jpg"
-    (path / name).write_bytes(buffer.getvalue())
-    part = ImagePart(image=name, sha256=digest, width=size[0], height=size[1])
-    turns = (
-        Message(role="user", content=(part, TextPart(text=QUESTION))),
-        Message(role="assistant", content=(TextPart(text=ANSWER),)),
-    )
-    return Row(id=f"{number}", messages=turns)
