@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+_VLMEVAL_NAMES = ("VLM_DFT_VLMEVAL_PYTHON", "VLM_DFT_VLMEVAL_ROOT")
+# Taken out of the environment: where a developer has VLMEvalKit, only the tests that ask for it use it.
+_VLMEVAL = {name: value for name in _VLMEVAL_NAMES if (value := os.environ.pop(name, None))}
 
 
 def skip(reason: str) -> None:
@@ -30,6 +33,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         skip(f"no shared data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def vlmeval_environment() -> dict[str, str]:
+    """The variables that say where a real VLMEvalKit is; without them its tests are skipped, in CI too."""
+    if len(_VLMEVAL) < len(_VLMEVAL_NAMES):
+        pytest.skip(f"{' and '.join(_VLMEVAL_NAMES)} are not set")
+    return _VLMEVAL
 
 
 @pytest.fixture(scope="session")

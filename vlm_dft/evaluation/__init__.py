@@ -8,6 +8,7 @@ answers, options, equality, arithmetic, latex (+ _child)
 grading                   from grades to a number with its standard error
 runner, generation        the model's side
 answering, predictions    every answer on disk, resumable
+backends, vlmevalkit      the same by VLMEvalKit, in its own process
 comparison, report        which scores may be compared, and their table
 """
 
@@ -28,7 +29,7 @@ __all__ = ["comparable", "evaluate"]
 def evaluate(
     config: EvalConfig, run: RunDir, *, tuned: str, base: str | None, base_revision: str | None = None
 ) -> tuple[Score, ...]:
-    """See ``vlm_dft.evaluation.runner.evaluate``."""
-    from vlm_dft.evaluation import runner
+    """See ``vlm_dft.evaluation.backends.evaluate``."""
+    from vlm_dft.evaluation import backends
 
-    return runner.evaluate(config, run, tuned=tuned, base=base, base_revision=base_revision)
+    return backends.evaluate(config, run, tuned=tuned, base=base, base_revision=base_revision)
