@@ -139,56 +139,6 @@ class Hyperparameters(Frozen):
         return (self.pack_length_tokens or self.max_length_tokens) if self.packing else None
 
 
-class TrainConfig(Hyperparameters):
-    """One fine-tuning run. The defaults are the DFT paper's where it states them."""
-
-    model: str
-    """Directory of the base model, or a hub id on the allow-list."""
-    revision: str | None = None
-    """Commit of a hub model; required when model is a hub id."""
-    dataset: Path
-    """Canonical dataset directory, as validation wrote it (``vlm_dft.data.canonical``)."""
-    validation_dataset: Path | None = None
-    """Held-out canonical dataset; its NLL is measured before the first step, at each checkpoint and at the end."""
-    objective: ObjectiveConfig = ObjectiveConfig()
-    adapter: Annotated[FullConfig | LoraConfig, Field(discriminator="type")] = FullConfig()
-    freeze: FreezeConfig = FreezeConfig()
-    pixels: PixelConfig = PixelConfig()
-    seed: int = Field(default=42, ge=0, le=2**31 - 1)
-    """Order of the samples, dropout and adapter initialisation."""
-    patch_cache: CacheConfig | None = None
-    """Keep decoded and resized images, 0.6 MB for one of 448 x 448 pixels; changes speed, never a number."""
-    vision_cache: CacheConfig | None = None
-    """Keep a frozen vision tower's features, so that neither images nor tower are needed after the first pass."""
-    compile: bool = False
-    """torch.compile the language model's layers: a minute or more at the start, faster steps on a GPU."""
-    fsdp: bool = False
-    """Cut the language model's layers over all processes (FSDP2), where one device cannot hold them with their moments.
-    Needs torchrun; a checkpoint fits any number of processes."""
-    resume_from: Path | None = None
-    """Complete checkpoint directory of an earlier attempt of the same run."""
-
-    @model_validator(mode="after")
-    def _fsdp_has_layers_to_cut(self) -> Self:
-        if self.fsdp and isinstance(self.adapter, FullConfig) and self.freeze.language_model:
-            raise ValueError("fsdp cuts the language model's layers, and they are frozen: leave it out")
-        if self.fsdp and isinstance(self.adapter, LoraConfig) and self.adapter.quantization is not None:
-            raise ValueError("fsdp cannot cut 4-bit weights: leave fsdp or adapter.quantization out")
-        return self
-
-    @model_validator(mode="after")
-    def _cached_features_stay_true(self) -> Self:
-        if self.vision_cache is None:
-            return self
-        if isinstance(self.adapter, FullConfig) and not (self.freeze.vision_tower and self.freeze.merger):
-            raise ValueError("vision_cache needs a frozen vision tower and merger: set freeze, or leave it out")
-        if isinstance(self.adapter, LoraConfig) and self.adapter.targets != "language":
-            raise ValueError("vision_cache needs an unchanged vision tower: set adapter.targets to language")
-        if self.patch_cache is not None:
-            raise ValueError("patch_cache has no use beside vision_cache, which needs each image once: leave one out")
-        return self
-
-
 class BenchmarkConfig(Frozen):
     """One benchmark to score."""
 
@@ -240,6 +190,76 @@ class VlmevalkitConfig(Frozen):
     """Without writing anything: longer than loading the model, and than one batch of answers."""
     total_timeout_seconds: float = Field(default=7 * 86400.0, gt=0.0)
     """For all benchmarks of one model together."""
+
+
+class AccuracyProbeConfig(Frozen):
+    """A few fixed benchmark items, answered during a training (``vlm_dft.accuracy_probe``)."""
+
+    benchmark: BenchmarkConfig
+    """Its limit says how many items; graded by rules, without a judge."""
+    every_steps: int = Field(default=100, ge=1)
+    """Beside before the first step and after the last one."""
+    patience: int | None = Field(default=None, ge=1)
+    """End the training when that many measurements in a row bring no new best value; None: measure only."""
+    generation: GenerationSettings = GenerationSettings(max_new_tokens=512)
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> Self:
+        if self.generation.samples_per_item != 1:
+            raise ValueError("a probe takes one sample per item")
+        return self
+
+
+class TrainConfig(Hyperparameters):
+    """One fine-tuning run. The defaults are the DFT paper's where it states them."""
+
+    model: str
+    """Directory of the base model, or a hub id on the allow-list."""
+    revision: str | None = None
+    """Commit of a hub model; required when model is a hub id."""
+    dataset: Path
+    """Canonical dataset directory, as validation wrote it (``vlm_dft.data.canonical``)."""
+    validation_dataset: Path | None = None
+    """Held-out canonical dataset; its NLL is measured before the first step, at each checkpoint and at the end."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    adapter: Annotated[FullConfig | LoraConfig, Field(discriminator="type")] = FullConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    pixels: PixelConfig = PixelConfig()
+    seed: int = Field(default=42, ge=0, le=2**31 - 1)
+    """Order of the samples, dropout and adapter initialisation."""
+    patch_cache: CacheConfig | None = None
+    """Keep decoded and resized images, 0.6 MB for one of 448 x 448 pixels; changes speed, never a number."""
+    vision_cache: CacheConfig | None = None
+    """Keep a frozen vision tower's features, so that neither images nor tower are needed after the first pass."""
+    compile: bool = False
+    """torch.compile the language model's layers: a minute or more at the start, faster steps on a GPU."""
+    fsdp: bool = False
+    """Cut the language model's layers over all processes (FSDP2), where one device cannot hold them with their moments.
+    Needs torchrun; a checkpoint fits any number of processes."""
+    accuracy_probe: AccuracyProbeConfig | None = None
+    """Answers to benchmark items during the training, which may end it."""
+    resume_from: Path | None = None
+    """Complete checkpoint directory of an earlier attempt of the same run."""
+
+    @model_validator(mode="after")
+    def _fsdp_has_layers_to_cut(self) -> Self:
+        if self.fsdp and isinstance(self.adapter, FullConfig) and self.freeze.language_model:
+            raise ValueError("fsdp cuts the language model's layers, and they are frozen: leave it out")
+        if self.fsdp and isinstance(self.adapter, LoraConfig) and self.adapter.quantization is not None:
+            raise ValueError("fsdp cannot cut 4-bit weights: leave fsdp or adapter.quantization out")
+        return self
+
+    @model_validator(mode="after")
+    def _cached_features_stay_true(self) -> Self:
+        if self.vision_cache is None:
+            return self
+        if isinstance(self.adapter, FullConfig) and not (self.freeze.vision_tower and self.freeze.merger):
+            raise ValueError("vision_cache needs a frozen vision tower and merger: set freeze, or leave it out")
+        if isinstance(self.adapter, LoraConfig) and self.adapter.targets != "language":
+            raise ValueError("vision_cache needs an unchanged vision tower: set adapter.targets to language")
+        if self.patch_cache is not None:
+            raise ValueError("patch_cache has no use beside vision_cache, which needs each image once: leave one out")
+        return self
 
 
 class JudgeConfig(Frozen):
