@@ -2,7 +2,8 @@
 
 Writes small image-text problems and a random tiny Qwen2.5-VL, starts the real service on a free port, and then is a
 user of it with nothing but the stock openai client: an SFT job until the model has some competence, and from its result
-one SFT and one DFT job on the same data, in the same order, for as many steps. Ends with a table (``demo_report``).
+one SFT and one DFT job side by side, on the same data, in the same order, for as many steps. Ends with a table
+(``demo_report``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import openai
 
 from cli import demo_report
 from cli.children import Child, Program, stop_all
-from cli.client import EXIT_FAILED, err, get, out, readable_errors
+from cli.client import EXIT_FAILED, err, get, out
 from cli.watch import follow
 from vlm_dft.demo.wording import SYSTEM_PROMPT
 from vlm_dft.errors import VlmDftError
@@ -59,15 +60,17 @@ def demo(data_dir: Path | None = None, keep: bool = False) -> int:
     out.print(f"The demo writes to {root}", highlight=False, soft_wrap=True)
     try:
         _write_data(root)
-        with _service(root) as address, readable_errors():
+        with _service(root) as address:
             shown = _fine_tune_all(_client(address), root)
             out.print(f"\nIn {time.monotonic() - began:.0f} s on {os.cpu_count()} cores:\n", highlight=False)
             demo_report.show(shown)
             if keep:
                 _wait_for_interrupt(address)
-    except VlmDftError as error:
-        err.print(f"[red]The demo failed:[/] {error.message}", highlight=False, soft_wrap=True)
-        err.print(f"Logs: {root}/*.log, {root}/service/logs, {root}/service/runs", highlight=False, soft_wrap=True)
+    except (VlmDftError, openai.OpenAIError) as error:
+        err.print("[red]The demo failed.[/]", highlight=False)
+        err.print(
+            f"{error}\nLogs: {root}/*.log, {root}/service/logs, {root}/service/runs", markup=False, soft_wrap=True
+        )
         return EXIT_FAILED
     return 0
 
@@ -89,13 +92,15 @@ def _service(root: Path) -> Iterator[str]:
     """`vlm-dft up` on a free port; yields its address. Whatever VLM_DFT_* the user has set is another service's."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLM_DFT_")}
     environment |= {
+        # One thread for each of two trainers: with two, they would wait for each other more than they would gain.
+        "OMP_NUM_THREADS": "1",
         "VLM_DFT_DATA_DIR": str(root / "service"),
         "VLM_DFT_MODELS_DIR": str(root / "data" / "models"),
         "VLM_DFT_BENCHMARKS": str(root / "data" / "benchmarks"),
     }
     log = root / "up.log"
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "cli.main", "up", "--port", "0"]
+    command = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--gpu-workers", "2"]
     child = Child(Program("service", command, environment, log), lambda line: None)
     child.tend()
     try:
@@ -128,36 +133,44 @@ def _fine_tune_all(client: openai.OpenAI, root: Path) -> demo_report.Demo:
     files = {name: _upload(client, root / "data" / f"{name}.tar.gz") for name in ("start", "tune", "validation")}
     benchmarks = json.loads((root / "data" / "demo.json").read_bytes())["benchmarks"]
 
-    def run(title: str, model: str, training_file: str, objective: str, numbers: dict[str, Any]) -> dict[str, Any]:
-        evaluation = {
-            "benchmarks": list(benchmarks),
-            "include_base": model == BASE,
-            "system_prompt": SYSTEM_PROMPT,
-            "max_new_tokens": 80,
-            "batch_size": 60,
-        }
-        supervised = {
-            "objective": objective,
-            "hyperparameters": HYPERPARAMETERS | numbers,
-            "freeze": {"vision_tower": False, "merger": False, "language_model": False},
-        }
-        out.rule(f"{title}: {model}")
+    def submit(title: str, model: str, objective: str, numbers: dict[str, Any]) -> str:
         job = client.fine_tuning.jobs.create(
             model=model,
-            training_file=training_file,
+            training_file=files["start" if model == BASE else "tune"],
             validation_file=files["validation"],
             suffix=title,
             seed=SEED,
-            method={"type": "supervised", "supervised": supervised},  # pyright: ignore[reportArgumentType] - our keys
-            extra_body={"evaluation": evaluation},
+            method=_method(objective, numbers),  # pyright: ignore[reportArgumentType] - our keys
+            extra_body={"evaluation": _evaluation(list(benchmarks), include_base=model == BASE)},
         )
-        return _finished(client, job.id)
+        out.print(f"{title}: {job.id}, {objective} from {model}", highlight=False)
+        return job.id
 
-    start = run("start", BASE, files["start"], "sft", START)
+    start = _finished(client, submit("start", BASE, "sft", START))
     tuned = start["fine_tuned_model"]
-    sft = run("sft", tuned, files["tune"], "sft", TUNE)
-    dft = run("dft", tuned, files["tune"], "dft", TUNE)
+    arms = [submit(objective, tuned, objective, TUNE) for objective in ("sft", "dft")]
+    sft, dft = [_finished(client, job_id) for job_id in arms]
     return demo_report.Demo(start=start, sft=sft, dft=dft, chance={name: b["chance"] for name, b in benchmarks.items()})
+
+
+def _method(objective: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Full fine-tuning: random vision weights have to be trained, too."""
+    supervised = {
+        "objective": objective,
+        "hyperparameters": HYPERPARAMETERS | numbers,
+        "freeze": {"vision_tower": False, "merger": False, "language_model": False},
+    }
+    return {"type": "supervised", "supervised": supervised}
+
+
+def _evaluation(benchmarks: list[str], *, include_base: bool) -> dict[str, Any]:
+    return {
+        "benchmarks": benchmarks,
+        "include_base": include_base,
+        "system_prompt": SYSTEM_PROMPT,
+        "max_new_tokens": 80,
+        "batch_size": 60,
+    }
 
 
 def _upload(client: openai.OpenAI, path: Path) -> str:
@@ -178,6 +191,7 @@ def _upload(client: openai.OpenAI, path: Path) -> str:
 
 def _finished(client: openai.OpenAI, job_id: str) -> dict[str, Any]:
     """Follow a job to its end, and look at what it left behind. Raises DemoError unless all of it is there."""
+    out.rule(job_id)
     job = follow(client, job_id, _POLL_SECONDS)
     if job["status"] != "succeeded":
         raise DemoError(f"{job_id} {job['status']}: {(job['error'] or {}).get('message')}")

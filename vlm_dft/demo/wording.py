@@ -28,14 +28,13 @@ ONLY_ANSWER = "Give only the final answer, in \\boxed{}; of several options, its
 """The evaluation's words after a MathVision question."""
 
 _OPENERS = (
-    "Let me look at the picture.",
-    "First I read the picture.",
-    "I will go through the image.",
-    "Looking closely at the picture now.",
-    "Step by step.",
-    "We start with what is drawn.",
+    "Wanted: {wanted}.",
+    "I look for {wanted}.",
+    "The question is about {wanted}.",
+    "Asked for is {wanted}.",
+    "Search {wanted} in the picture.",
 )
-_GIVEN_OPENERS = (
+_GIVEN = (
     "The text says what is needed.",
     "No need to look, it is given.",
     "This is known from the question.",
@@ -48,17 +47,18 @@ _ROWS = (
     ("Row one holds", "Row two holds"),
 )
 _BARS = ("The bars are", "From left to right:", "I read", "Heights:")
+# A colour comes before its number: a number can then be told from the words that precede it.
 _COUNTED = (
     "So {colour} appears {answer} times.",
-    "I count {answer} that are {colour}.",
-    "That makes {answer} times {colour}.",
+    "For {colour} I count {answer}.",
     "Counting {colour} gives {answer}.",
+    "The {colour} ones are {answer}.",
 )
 _ADDED = (
-    "{one} {first} and {two} {second} make {answer}.",
-    "There are {one} {first} and {two} {second}, so {answer} together.",
-    "Adding {one} {first} and {two} {second} gives {answer}.",
-    "With {one} for {first} and {two} for {second}, the sum is {answer}.",
+    "{first} {one} and {second} {two} make {answer}.",
+    "There are {first} {one} and {second} {two}, so {answer} together.",
+    "Adding {first} {one} and {second} {two} gives {answer}.",
+    "With {first} {one} and {second} {two}, the sum is {answer}.",
 )
 _READ = ("So {colour} is {answer} high.", "The {colour} bar reaches {answer}.", "For {colour} this gives {answer}.")
 _HIGHEST = ("So {answer} is the highest.", "The highest is {answer}.", "No bar is higher than {answer}.")
@@ -66,8 +66,16 @@ _HIGHEST = ("So {answer} is the highest.", "The highest is {answer}.", "No bar i
 
 def reasoning(scene: Scene, question: Question, *, given: bool, random: Random) -> str:
     """What leads to the answer. given: the question's text holds the facts, so the picture is not read."""
-    steps = [random.choice(_GIVEN_OPENERS)] if given else [random.choice(_OPENERS), _read_out(scene, random)]
-    return " ".join([*steps, _conclusion(scene, question, random)])
+    opener = random.choice(_OPENERS).format(wanted=_wanted(question))
+    read = random.choice(_GIVEN) if given else _read_out(scene, random)
+    return " ".join([opener, read, _conclusion(scene, question, random)])
+
+
+def _wanted(question: Question) -> str:
+    """What the question asks for, said again before the picture is read: a tiny model finds it there more easily."""
+    if isinstance(question, Together | Total):
+        return f"{question.first} and {question.second}"
+    return question.colour if isinstance(question, Count | Height) else "the highest"
 
 
 def _read_out(scene: Scene, random: Random) -> str:
