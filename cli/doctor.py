@@ -41,6 +41,7 @@ def doctor() -> None:
         _disk(settings.data),
         _models(settings.resolved_models_dir),
         _benchmarks(settings.resolved_benchmarks),
+        _vlmevalkit(),
         _service(),
     ]
     marks = {True: "[green]ok     [/]", False: "[red]missing[/]", None: "[yellow]absent [/]"}
@@ -117,6 +118,17 @@ def _benchmarks(directory: Path) -> Finding:
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     remedy = f"put MathVerse, MathVision or WeMath files under {directory}, or set VLM_DFT_BENCHMARKS"
     return Finding("benchmarks", True if names else None, ", ".join(names) or "none", remedy)
+
+
+def _vlmevalkit() -> Finding:
+    from vlm_dft.evaluation.vlmevalkit.installation import Unavailable, find_installation
+
+    found = find_installation()
+    if isinstance(found, Unavailable):
+        remedy = f"evaluations score natively; for VLMEvalKit: {found.remedy}"
+        return Finding("vlmevalkit", False if found.is_configured else None, found.reason, remedy)
+    versions = ", ".join(f"{name} {found.versions[name]}" for name in ("torch", "transformers"))
+    return Finding("vlmevalkit", True, f"{found.scorer} in {found.root}, {versions}")
 
 
 def _service() -> Finding:

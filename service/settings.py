@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     """How often a worker looks at the run directory."""
     trainer_python: Path | None = None
     """Python that runs `-m vlm_dft`; unset: the worker's own."""
+    vlmeval_python: Path | None = None
+    """Python of VLMEvalKit's own virtual environment; with it and the next one, evaluations use VLMEvalKit."""
+    vlmeval_root: Path | None = None
+    """VLMEvalKit's checkout."""
 
     @cached_property
     def data(self) -> Path:

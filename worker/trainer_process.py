@@ -22,6 +22,7 @@ _INHERITED = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "TZ", "TMPDIR", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"}
     | {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_CACHE_DIR"}
     | {"TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "HF_HUB_CACHE", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+    | {"VLM_DFT_VLMEVAL_PYTHON", "VLM_DFT_VLMEVAL_ROOT"}
 )
 _INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_")
 # Downloads need these; a proxy URL may hold a password, so they are given only when downloads are allowed.

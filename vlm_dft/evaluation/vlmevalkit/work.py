@@ -181,7 +181,12 @@ class Work:
         )
         write_json(self.path / "judge.json", rules)
         names = {JUDGE_VARIABLE: str(self.path / "judge.json"), "LOCAL_LLM": judge.model, "OPENAI_API_KEY": "elsewhere"}
-        return names | ({KEY_VARIABLE: os.environ[KEY_VARIABLE]} if KEY_VARIABLE in os.environ else {})
+        # The way to the judge, and the key, which our process there takes away before VLMEvalKit is imported.
+        return names | {
+            name: value
+            for name, value in os.environ.items()
+            if name.lower().endswith("_proxy") or name in (KEY_VARIABLE, "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+        }
 
     def newest_run(self) -> Path:
         return outcome.newest_run(self.outputs / self.model.role)
