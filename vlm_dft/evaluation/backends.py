@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from vlm_dft.config import BenchmarkConfig, EvalConfig
 from vlm_dft.errors import ConfigError
 from vlm_dft.evaluation.answering import Role
+from vlm_dft.evaluation.contamination import report_overlaps
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.vlmevalkit.installation import Installation, Unavailable, find_installation
 from vlm_dft.evaluation.vlmevalkit.tables import CLASSES
@@ -113,8 +114,10 @@ def _vlmevalkit(
     sources: list[tuple[Role, str, str | None]] = [("tuned", tuned, config.revision if config.model else None)]
     if base is not None:
         sources.append(("base", base, base_revision))
-    return [
-        score
-        for role, source, revision in sources
-        for score in backend.evaluate(config, run, installation, asked, role=role, source=source, revision=revision)
-    ]
+    overlaps = report_overlaps(config, run, {entry.config.name: entry.chosen for entry in asked})
+    scores: list[Score] = []
+    for role, source, revision in sources:
+        scores += backend.evaluate(
+            config, run, installation, asked, overlaps, role=role, source=source, revision=revision
+        )
+    return scores

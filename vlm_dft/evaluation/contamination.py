@@ -15,21 +15,23 @@ import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from vlm_dft.config import EvalConfig
 from vlm_dft.data.canonical import CanonicalDataset, Row, TextPart
 from vlm_dft.errors import DatasetError
+from vlm_dft.evaluation.grading import Summary, mean_over_strata
 from vlm_dft.evaluation.items import Benchmark, Item
-from vlm_dft.results import Record
-from vlm_dft.run_dir import disk_errors, write_json
+from vlm_dft.results import Progress, Record
+from vlm_dft.run_dir import RunDir, disk_errors, write_json
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,34 @@ def check(
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, found[name])
     return ContaminationReport(training_dataset=str(dataset), checked=True, benchmarks=found)
+
+
+def report_overlaps(config: EvalConfig, run: RunDir, benchmarks: Mapping[str, Benchmark]) -> dict[str, frozenset[str]]:
+    """Benchmark -> ids of items that stand in the training data; empty when that data is not known.
+
+    Adds to evaluation/contamination.json what is not there yet: two backends may share one evaluation.
+    """
+    if config.training_dataset is None or not benchmarks:
+        return {}
+
+    def tell(done: int, total: int) -> None:
+        what = "overlaps with the training data"
+        run.write_progress(Progress(phase="evaluating", benchmark=what, items_done=done, items_total=total))
+
+    cache = config.score_cache and config.score_cache / "overlaps"
+    report = check(config.training_dataset, benchmarks, cache=cache, tell=tell)
+    path = run.path / "evaluation" / REPORT_NAME
+    path.parent.mkdir(exist_ok=True)
+    earlier = ContaminationReport.model_validate_json(path.read_bytes()).benchmarks if path.is_file() else {}
+    write_json(path, report.model_copy(update={"benchmarks": earlier | report.benchmarks}))
+    return {name: found.item_ids for name, found in report.benchmarks.items()}
+
+
+def without_overlaps(benchmark: Benchmark, summary: Summary, overlapping: Collection[str]) -> dict[str, Any]:
+    """A score's fields about the training data: how many items stand in it, and the value without their groups."""
+    groups = {item.group for item in benchmark.items if item.id in overlapping}
+    clean = [outcome for outcome in summary.outcomes if outcome.group not in groups]
+    return {"contaminated": len(overlapping), "clean_value": mean_over_strata(clean).value if clean else None}
 
 
 def _known(path: Path, fingerprint: str, benchmark: Benchmark) -> BenchmarkOverlaps | None:

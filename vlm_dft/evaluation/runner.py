@@ -25,9 +25,9 @@ from vlm_dft.data.encoding import IMAGE_BACKEND
 from vlm_dft.errors import ConfigError, EvaluationError
 from vlm_dft.evaluation.answering import Answering, Role
 from vlm_dft.evaluation.benchmarks import RULES, load_benchmark, scorer_of
-from vlm_dft.evaluation.contamination import REPORT_NAME, check
+from vlm_dft.evaluation.contamination import report_overlaps, without_overlaps
 from vlm_dft.evaluation.generation import Generator
-from vlm_dft.evaluation.grading import JUDGE, Grade, Summary, average, mean_over_strata
+from vlm_dft.evaluation.grading import JUDGE, Grade, Summary, average
 from vlm_dft.evaluation.items import Benchmark
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.judging import NEVER_JUDGED
@@ -71,9 +71,10 @@ def evaluate(
     scores: list[Score] = []
     with LatexProcess() as latex:
         latex.start()
-        asked = _read_benchmarks(config, run)
+        asked = _read_benchmarks(config)
         judge = _open_judge(config, run)
-        scoring = Scoring(config, run, latex, judge, _overlaps(config, run, asked))
+        overlaps = report_overlaps(config, run, {entry.config.name: entry.benchmark for entry in asked})
+        scoring = Scoring(config, run, latex, judge, overlaps)
         sources: list[tuple[Role, str, str | None]] = [("tuned", tuned, config.revision if config.model else None)]
         if base is not None:
             sources.append(("base", base, base_revision))
@@ -89,18 +90,9 @@ def evaluate(
     return tuple(scores)
 
 
-def _read_benchmarks(config: EvalConfig, run: RunDir) -> list[Asked]:
-    directories: dict[Path, str] = {}
+def _read_benchmarks(config: EvalConfig) -> list[Asked]:
     asked = []
     for entry in config.benchmarks:
-        directory = run.evaluation_path("tuned", entry.name)
-        if directory in directories:
-            raise ConfigError(
-                f"the benchmarks {directories[directory]!r} and {entry.name!r} would write to the same directory: "
-                "rename one",
-                param="evaluation.benchmarks",
-            )
-        directories[directory] = entry.name
         if entry.kind == "wemath" and config.samples_per_item > 1:
             raise ConfigError(
                 f"{entry.name}: We-Math grades one answer to a problem and to each of its steps: samples_per_item must "
@@ -119,29 +111,6 @@ def _open_judge(config: EvalConfig, run: RunDir) -> Judge | None:
     judge = Judge(config.judge, (config.score_cache or run.path / "evaluation") / "judge")
     judge.preflight()
     return judge
-
-
-def _overlaps(config: EvalConfig, run: RunDir, asked: Sequence[Asked]) -> dict[str, frozenset[str]]:
-    """Writes evaluation/contamination.json when the training data is known."""
-    if config.training_dataset is None:
-        return {}
-
-    def tell(done: int, total: int) -> None:
-        run.write_progress(
-            Progress(
-                phase="evaluating", benchmark="overlaps with the training data", items_done=done, items_total=total
-            )
-        )
-
-    report = check(
-        config.training_dataset,
-        {entry.config.name: entry.benchmark for entry in asked},
-        cache=config.score_cache and config.score_cache / "overlaps",
-        tell=tell,
-    )
-    (run.path / "evaluation").mkdir(exist_ok=True)
-    write_json(run.path / "evaluation" / REPORT_NAME, report)
-    return {name: found.item_ids for name, found in report.benchmarks.items()}
 
 
 @dataclass(frozen=True)
@@ -197,11 +166,8 @@ class Scoring:
         overlapping = self.overlaps.get(asked.config.name)
         if overlapping is None:
             return {}
-        groups = {item.group for item in asked.benchmark.items if item.id in overlapping}
-        outcomes = summarize(asked.config.kind, asked.benchmark, predictions, self.config.samples_per_item).outcomes
-        clean = [outcome for outcome in outcomes if outcome.group not in groups]
-        value = mean_over_strata(clean).value if clean else None
-        return {"contaminated": len(overlapping), "clean_value": value}
+        summary = summarize(asked.config.kind, asked.benchmark, predictions, self.config.samples_per_item)
+        return without_overlaps(asked.benchmark, summary, overlapping)
 
     def _record(
         self, model: Model, asked: Asked, predictions: Sequence[Prediction], names: dict[str, Any], seconds: float

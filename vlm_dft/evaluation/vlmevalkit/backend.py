@@ -7,13 +7,14 @@ Scores that an earlier run found under the same identity are taken from the shar
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_dft.config import EvalConfig
 from vlm_dft.evaluation.answering import Role
 from vlm_dft.evaluation.benchmarks import RULES
-from vlm_dft.evaluation.grading import Grade
+from vlm_dft.evaluation.contamination import without_overlaps
+from vlm_dft.evaluation.grading import Grade, Summary
 from vlm_dft.evaluation.items import Item
 from vlm_dft.evaluation.predictions import PREDICTIONS_NAME, SCORE_NAME, Prediction, PredictionLog
 from vlm_dft.evaluation.score_cache import ScoreCache
@@ -32,6 +33,7 @@ def evaluate(
     run: RunDir,
     installation: Installation,
     asked: Sequence[Asked],
+    overlaps: Mapping[str, frozenset[str]],
     *,
     role: Role,
     source: str,
@@ -39,6 +41,7 @@ def evaluate(
 ) -> list[Score]:
     """One score per benchmark, in order. Writes what the native backend writes, and VLMEvalKit's own files beside it.
 
+    overlaps: benchmark -> ids of items that stand in the training data.
     Raises EvaluationError, BenchmarkError, ModelError, OutOfMemoryError, DiskFullError.
     """
     run.write_progress(Progress(phase="loading_model"))
@@ -61,7 +64,8 @@ def evaluate(
             score = score_of(work, entry, predictions, seconds)
             if cache:
                 cache.put(_of_cache(work, entry), score, predictions)
-        scores.append(written(work, entry, score, predictions))
+        overlapping = overlaps.get(entry.config.name)
+        scores.append(written(work, entry, score, predictions, overlapping))
     return scores
 
 
@@ -75,8 +79,7 @@ def predictions_of(work: Work, entry: Asked) -> list[Prediction]:
 def score_of(work: Work, entry: Asked, predictions: Sequence[Prediction], seconds: float) -> Score:
     """The score record; numbers as the benchmark's own rules sum up VLMEvalKit's verdicts."""
     config, directory = work.config, work.run.evaluation_path(work.model.role, entry.config.name)
-    grades = {prediction.id: prediction.grade for prediction in predictions}
-    summary = RULES[entry.config.kind].summarize(entry.chosen, grades)
+    summary = _summary(entry, predictions)
     facts = read_facts(work.answers)
     return Score(
         benchmark=entry.config.name,
@@ -117,19 +120,32 @@ def score_of(work: Work, entry: Asked, predictions: Sequence[Prediction], second
     )
 
 
-def written(work: Work, entry: Asked, score: Score, predictions: Sequence[Prediction]) -> Score:
-    """score as it is called in this run, written beside its predictions."""
+def written(
+    work: Work,
+    entry: Asked,
+    score: Score,
+    predictions: Sequence[Prediction],
+    overlapping: frozenset[str] | None = None,
+) -> Score:
+    """score as it is called in this run, with what is of this run alone, written beside its predictions."""
     directory = work.run.evaluation_path(work.model.role, entry.config.name)
-    names = {
+    names: dict[str, Any] = {
         "benchmark": entry.config.name,
         "model": work.model.source,
         "model_role": work.model.role,
         "predictions": str((directory / PREDICTIONS_NAME).relative_to(work.run.path)),
     }
     PredictionLog.open(directory, work.identity(entry)).replace(predictions)
+    if overlapping is not None:
+        names |= without_overlaps(entry.chosen, _summary(entry, predictions), overlapping)
     named = score.model_copy(update=names)
     write_json(directory / SCORE_NAME, named)
     return named
+
+
+def _summary(entry: Asked, predictions: Sequence[Prediction]) -> Summary:
+    grades = {prediction.id: prediction.grade for prediction in predictions}
+    return RULES[entry.config.kind].summarize(entry.chosen, grades)
 
 
 def _run(work: Work) -> float:
