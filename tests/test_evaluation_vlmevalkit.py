@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_fixtures import colour_benchmark, diverse_vlm
 from vlmevalkit_fixtures import NUM_ITEMS, answered_work, eval_config, fake_installation, wemath_benchmark
 
 from vlm_dft.config import BenchmarkConfig, VlmevalkitConfig
 from vlm_dft.errors import BenchmarkError, ConfigError, EvaluationError, OutOfMemoryError
-from vlm_dft.evaluation import backends, comparable
+from vlm_dft.evaluation import backends, comparable, evaluate
 from vlm_dft.evaluation.items import Item
 from vlm_dft.evaluation.predictions import read_predictions
 from vlm_dft.evaluation.vlmevalkit import process
@@ -23,6 +24,7 @@ from vlm_dft.evaluation.vlmevalkit.installation import Installation
 from vlm_dft.evaluation.vlmevalkit.work import Work
 from vlm_dft.results import Score
 from vlm_dft.run_dir import RunDir
+from vlm_dft.tiny import build_tiny_vlm
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +327,36 @@ def is_gone(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def test_both_backends_share_an_evaluation_its_order_and_the_score_cache(
+    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """auto: We-Math by VLMEvalKit, whose process loads the model; MathVision, for want of a judge, natively."""
+    installation = fake_installation(tmp_path)
+    monkeypatch.setattr(backends, "find_installation", lambda: installation)
+    tuned, base = diverse_vlm(tmp_path / "tuned"), build_tiny_vlm(tmp_path / "base", seed=3)
+    colours = BenchmarkConfig(name="colours", kind="mathvision", path=colour_benchmark(tmp_path / "colours"))
+    config = eval_config(benchmark, limit=6, max_new_tokens=4, score_cache=tmp_path / "cache")
+    config = config.model_copy(update={"backend": "auto", "benchmarks": (*config.benchmarks, colours)})
+    found = {}
+    for name in ("first", "second"):
+        run = RunDir(tmp_path / name)
+        run.path.mkdir()
+        found[name] = evaluate(config, run, tuned=str(tuned), base=str(base))
+        for score in found[name]:
+            assert len(read_predictions((run.path / score.predictions).parent)) == score.n
+    progress = RunDir(tmp_path / "first").read_progress()
+    assert progress is not None
+    assert (progress.phase, progress.benchmark, progress.items_done) == ("evaluating", "wemath", 6)
+    described = [(score.model_role, score.benchmark, score.scorer.split("@")[0]) for score in found["first"]]
+    assert described == [
+        ("tuned", "wemath", "vlmeval"),
+        ("tuned", "colours", "native-rules/v1"),
+        ("base", "wemath", "vlmeval"),
+        ("base", "colours", "native-rules/v1"),
+    ]
+    assert all(score.generation["precision"] == "float32" for score in found["first"])
+    assert [score.from_cache for score in found["second"]] == [True] * 4
+    assert [score.value for score in found["second"]] == [score.value for score in found["first"]]
+    assert starts(installation, "infer") == 2  # one model each, none in the second run
