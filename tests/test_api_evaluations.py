@@ -17,7 +17,7 @@ from service.jobs import store
 from service.jobs.database import Database
 from service.jobs.phases import Queue
 from service.jobs.tables import Job, Outbox
-from vlm_dft.results import RunResult, Score
+from vlm_dft.results import AccuracyPoint, RunResult, Score
 from vlm_dft.run_dir import RunDir
 
 
@@ -142,6 +142,24 @@ def test_the_judge_is_the_servers_and_its_key_is_nowhere(
         assert "sk-hidden" not in made.text
         run = api.claim(made.json()["id"])
         assert "sk-hidden" not in json.dumps(run.config)
+
+
+def test_a_probe_is_part_of_the_training_and_its_numbers_of_the_metrics(api: Api) -> None:
+    file_id = api.ready_file(api.client())
+    plan = {"benchmarks": ["we-math"], "probe": {"benchmark": "MathVision_MINI", "limit": 5, "patience": 2}}
+    body = {"model": "tiny", "training_file": file_id, "evaluation": plan}
+    job = api.http().post("/v1/fine_tuning/jobs", json=body).json()
+    probe = job["resolved_config"]["train"]["accuracy_probe"]
+    assert (probe["benchmark"]["kind"], probe["benchmark"]["limit"], probe["patience"]) == ("mathvision", 5, 2)
+    run = RunDir(api.claim(job["id"]).run_path)
+    run.path.mkdir(parents=True, exist_ok=True)
+    fields = dict.fromkeys(AccuracyPoint.model_fields, 1) | {"probe_benchmark": "x", "probe_metric": "acc"}
+    run.append_accuracy(AccuracyPoint.model_validate(fields | {"step": 3, "probe_value": 0.25}))
+    metrics = api.http().get(f"/v1/fine_tuning/jobs/{job['id']}/metrics").json()["data"]
+    assert [(line["step"], line["probe_value"], line["attempt"]) for line in metrics] == [(3, 0.25, 1)]
+    plan["probe"] = {"benchmark": "nothing"}
+    refused = api.http().post("/v1/fine_tuning/jobs", json=body).json()["error"]
+    assert refused["param"] == "evaluation.probe.benchmark"
 
 
 def test_a_text_model_is_scored_on_text(api: Api) -> None:

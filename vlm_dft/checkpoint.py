@@ -35,7 +35,7 @@ from vlm_dft.config import TrainConfig
 from vlm_dft.errors import CheckpointError, DiskFullError
 from vlm_dft.model import LoadedModel, save_model, save_processor
 from vlm_dft.model_files import ADAPTER_WEIGHTS
-from vlm_dft.results import Record
+from vlm_dft.results import AccuracyPoint, Record
 from vlm_dft.run_dir import CHECKPOINT_MARKER, Checkpoint, RunDir, directory_in_place, write_json
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ class State(Record):
     """The latest one."""
     valid_step: int | None = None
     """When it was measured."""
+    accuracies: tuple[AccuracyPoint, ...] = ()
+    """What the accuracy probe has measured so far, which decides whether to go on."""
     config: dict[str, Any]
     """The settings that must be the same when it goes on."""
     fingerprint: str

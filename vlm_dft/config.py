@@ -247,6 +247,8 @@ class TrainConfig(Hyperparameters):
             raise ValueError("fsdp cuts the language model's layers, and they are frozen: leave it out")
         if self.fsdp and isinstance(self.adapter, LoraConfig) and self.adapter.quantization is not None:
             raise ValueError("fsdp cannot cut 4-bit weights: leave fsdp or adapter.quantization out")
+        if self.fsdp and self.accuracy_probe is not None:
+            raise ValueError("the accuracy probe needs the whole model in each process: leave it or fsdp out")
         return self
 
     @model_validator(mode="after")

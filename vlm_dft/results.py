@@ -107,6 +107,23 @@ class Histogram(Record):
     time: float
 
 
+class AccuracyPoint(Record):
+    """One line of accuracy.jsonl: how many of a few fixed benchmark items the model answers right at one step."""
+
+    step: int
+    probe_benchmark: str
+    probe_metric: str
+    probe_value: float
+    """0..1."""
+    probe_numerator: float
+    probe_denominator: float
+    """value = numerator / denominator."""
+    probe_standard_error: float
+    probe_items: int
+    probe_seconds: float
+    time: float
+
+
 class TrainResult(Record):
     """What a finished training leaves behind."""
 
@@ -124,6 +141,8 @@ class TrainResult(Record):
     wall_seconds: float
     """Of this attempt, loading excluded."""
     resumed_from_step: int | None = None
+    stopped_early: bool = False
+    """Whether the accuracy probe ended the training before its last step."""
     export: str
     """Directory of the exported model, relative to the run directory."""
     adapter: str | None = None

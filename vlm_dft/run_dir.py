@@ -6,6 +6,7 @@
     ├── progress.json          Progress, replaced atomically
     ├── metrics.jsonl          StepMetrics and ValidationMetrics, one JSON object per line, flushed per line
     ├── histograms.jsonl       Histogram, two lines per dataset and measurement
+    ├── accuracy.jsonl         AccuracyPoint, one line per measurement of the accuracy probe
     ├── reference/             what the base model makes of the targets, where the objective asks for it
     ├── log.txt                stdout and stderr of the process
     ├── checkpoints/step-000040/   renamed into place when complete; `complete.json` is in it
@@ -33,7 +34,7 @@ from pydantic import BaseModel, ValidationError
 
 from vlm_dft.config import RunConfig
 from vlm_dft.errors import ConfigError, DiskFullError
-from vlm_dft.results import Histogram, Progress, RunResult, StepMetrics, ValidationMetrics
+from vlm_dft.results import AccuracyPoint, Histogram, Progress, RunResult, StepMetrics, ValidationMetrics
 
 CHECKPOINT_MARKER = "complete.json"
 
@@ -143,6 +144,10 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def accuracy_path(self) -> Path:
+        return self.path / "accuracy.jsonl"
+
+    @property
     def histograms_path(self) -> Path:
         return self.path / "histograms.jsonl"
 
@@ -223,6 +228,13 @@ class RunDir:
     def append_histogram(self, histogram: Histogram) -> None:
         _append(self.histograms_path, histogram)
 
+    def append_accuracy(self, point: AccuracyPoint) -> None:
+        _append(self.accuracy_path, point)
+
+    def read_accuracy(self, from_step: int = 0, to_step: int | None = None) -> list[dict[str, Any]]:
+        """Measurements of the accuracy probe, as read_metrics reads."""
+        return _read_lines(self.accuracy_path, from_step, to_step)
+
     def read_metrics(self, from_step: int = 0, to_step: int | None = None) -> list[dict[str, Any]]:
         """Lines with from_step <= step <= to_step, in file order; a torn last line (a process killed) is left out."""
         return _read_lines(self.metrics_path, from_step, to_step)
@@ -232,8 +244,8 @@ class RunDir:
         return [Histogram.model_validate(line) for line in _read_lines(self.histograms_path, from_step, to_step)]
 
     def forget_after(self, step: int) -> None:
-        """Take out metrics and histograms of later steps, which a resumed run makes again."""
-        for path in (self.metrics_path, self.histograms_path):
+        """Take out metrics, histograms and accuracies of later steps, which a resumed run makes again."""
+        for path in (self.metrics_path, self.histograms_path, self.accuracy_path):
             if path.exists():
                 lines = [json.dumps(line) + "\n" for line in _read_lines(path, to_step=step)]
                 write_atomically(path, "".join(lines).encode())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm_dft.results import Histogram, Phase, Progress, StepMetrics, ValidationMetrics
+from vlm_dft.results import AccuracyPoint, Histogram, Phase, Progress, StepMetrics, ValidationMetrics
 from vlm_dft.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -162,6 +162,10 @@ class Reporter:
     def metrics(self, metrics: StepMetrics | ValidationMetrics) -> None:
         if self._writes:
             self._run.append_metrics(metrics)
+
+    def accuracy(self, point: AccuracyPoint) -> None:
+        if self._writes:
+            self._run.append_accuracy(point)
 
     def histograms(self, histograms: list[Histogram]) -> None:
         if self._writes:

@@ -22,6 +22,7 @@ import torch
 from peft import PeftModel
 
 from vlm_dft import checkpoint
+from vlm_dft.accuracy_probe import AccuracyProbe
 from vlm_dft.batches import Corpus, Plan, Steps, num_loader_workers, open_corpus
 from vlm_dft.checkpoint import State
 from vlm_dft.config import FullConfig, LoraConfig, TrainConfig
@@ -94,6 +95,7 @@ class _Training:
             for steps in used
             if config.probe_rows
         ]
+        self.accuracy_probe = config.accuracy_probe and AccuracyProbe(config.accuracy_probe, self.loaded, config.pixels)
         self.reporter.forget_after(self.state.step)
 
     def run(self) -> TrainResult:
@@ -121,6 +123,9 @@ class _Training:
             self.state = self.state.model_copy(update={"valid_nll_before": measured and measured.valid_nll})
             self._probe()
             self._stop_if_asked()
+            self._measure_accuracy()
+        if self._has_stopped_growing:
+            return
         finished = time.monotonic()
         for micro_batches in self.steps.read(self.state.step):
             waited = time.monotonic() - finished
@@ -131,9 +136,14 @@ class _Training:
             every = self.config.probe_every_steps
             if is_last or (every is not None and self.state.step % every == 0):
                 self._probe()
-            if stopping or is_last or self.state.step % self.config.checkpoint_every_steps == 0:
+            self._measure_accuracy()
+            ends = self._has_stopped_growing
+            if stopping or is_last or ends or self.state.step % self.config.checkpoint_every_steps == 0:
                 self._checkpoint(metrics)
                 self._stop_if_asked()
+            if ends:
+                log.info("the probe's accuracy has stopped growing: ending after step %d", self.state.step)
+                return
             finished = time.monotonic()
 
     def _record(self, outcome: StepOutcome, seconds: float, waited_seconds: float) -> StepMetrics:
@@ -184,6 +194,21 @@ class _Training:
         """Histograms of what the model gives the targets of its fixed rows now."""
         for probe in self.probes:
             self.reporter.histograms(probe.measure(self.optimization.forward, self.ranks, self.state.step))
+
+    def _measure_accuracy(self) -> None:
+        """Answers to the fixed benchmark items now, where there are any and it is time."""
+        probe = self.accuracy_probe
+        if probe is None or not probe.is_due(self.state.step, self.plan.total_steps):
+            return
+        self.reporter.phase("evaluating")
+        point = probe.measure(self.ranks, self.state.step)
+        self.state = self.state.model_copy(update={"accuracies": (*self.state.accuracies, point)})
+        self.reporter.accuracy(point)
+        self.reporter.phase("running")
+
+    @property
+    def _has_stopped_growing(self) -> bool:
+        return self.accuracy_probe is not None and self.accuracy_probe.ends(self.state.accuracies)
 
     def _checkpoint(self, metrics: StepMetrics) -> None:
         measured = self._validate()
@@ -242,6 +267,7 @@ class _Training:
             valid_nll_after=state.valid_nll if state.valid_step == state.step else None,
             wall_seconds=seconds,
             resumed_from_step=self.resumed_from_step,
+            stopped_early=state.step < self.plan.total_steps,
             export=str(record.path.relative_to(self.run_dir.path)),
             adapter=str(record.adapter.relative_to(self.run_dir.path)) if record.adapter else None,
             model_sha256=record.model_sha256,

@@ -20,15 +20,20 @@ from vlm_dft.run_dir import RunDir
 def merged_metrics(attempts: Sequence[Attempt], from_step: int, to_step: int | None) -> list[dict[str, Any]]:
     """One record per step, in order of steps, each with the numbers of the newest attempt that reached it.
 
-    A step that was redone after a crash appears once. Training and held-out numbers of a step share its record.
+    A step that was redone after a crash appears once. Training, held-out and probe numbers of a step share its record.
     """
     training: dict[int, dict[str, Any]] = {}
     held_out: dict[int, dict[str, Any]] = {}
+    probed: dict[int, dict[str, Any]] = {}
     for attempt in sorted(attempts, key=lambda attempt: attempt.attempt):
         for line in RunDir(Path(attempt.run_path)).read_metrics(from_step, to_step):
             kind = held_out if "valid_nll" in line else training
             kind[line["step"]] = {**line, "attempt": attempt.attempt}
-    return [{**held_out.get(step, {}), **training.get(step, {})} for step in sorted(training | held_out)]
+        for line in RunDir(Path(attempt.run_path)).read_accuracy(from_step, to_step):
+            probed[line["step"]] = {**line, "attempt": attempt.attempt}
+    kinds = (probed, held_out, training)
+    steps = sorted({step for kind in kinds for step in kind})
+    return [{key: value for kind in kinds for key, value in kind.get(step, {}).items()} for step in steps]
 
 
 def log_tail(attempts: Sequence[Attempt], number: int | None, tail_bytes: int) -> tuple[int | None, str]:

@@ -107,7 +107,7 @@ class Generator:
         )
         model: Any = base_of(self.loaded.model)  # PreTrainedModel's stub does not know generate
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # not inference_mode: what a model in training keeps must stay usable for it
                 output_BT = model.generate(
                     **inputs, generation_config=config, logits_processor=self._processors(samples)
                 )

@@ -5,7 +5,7 @@ Whether a benchmark's files are whole is the evaluation's business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.api.evaluations.requests import BenchmarkChoice
@@ -42,15 +42,21 @@ def resolve_benchmarks(
 ) -> tuple[BenchmarkConfig, ...]:
     """The chosen benchmarks with their paths. Raises InvalidRequestError naming those that are there."""
     available = find_benchmarks(directory)
+    return tuple(
+        resolve_benchmark(available, directory, choice, choice.limit or limit, f"{param}.{index}.name")
+        for index, choice in enumerate(choices)
+    )
+
+
+def resolve_benchmark(
+    available: Mapping[str, Found], directory: Path, choice: BenchmarkChoice, limit: int | None, param: str
+) -> BenchmarkConfig:
+    """One of them; names are taken in any case."""
     by_lower_case = {name.lower(): name for name in available}
-    resolved = []
-    for index, choice in enumerate(choices):
-        name = choice.name if choice.name in available else by_lower_case.get(choice.name.lower())
-        if name is None:
-            known = f"available are: {', '.join(available)}" if available else "none is available"
-            place = f"{param}.{index}.name"
-            remedy = where_it_goes(choice.name, directory)
-            message = f"{place}: there is no benchmark {choice.name!r}; {known}; {remedy}"
-            raise InvalidRequestError(message, param=place, code="benchmark_not_found")
-        resolved.append(available[name].config(name, choice.limit or limit))
-    return tuple(resolved)
+    name = choice.name if choice.name in available else by_lower_case.get(choice.name.lower())
+    if name is None:
+        known = f"available are: {', '.join(available)}" if available else "none is available"
+        remedy = where_it_goes(choice.name, directory)
+        message = f"{param}: there is no benchmark {choice.name!r}; {known}; {remedy}"
+        raise InvalidRequestError(message, param=param, code="benchmark_not_found")
+    return available[name].config(name, limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -49,11 +49,26 @@ class EvaluationSettings(RequestModel, GenerationSettings):
         return value
 
 
+class ProbePlan(RequestModel):
+    """A few fixed items of a benchmark, answered during the training and graded by rules."""
+
+    benchmark: Name
+    """As GET /v1/benchmarks lists it."""
+    limit: int = Field(default=64, ge=1, le=100_000)
+    every_steps: int = Field(default=100, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    """End the training when that many measurements in a row bring no new best accuracy; not given: measure only."""
+    prompt: Literal["direct", "cot"] = "direct"
+    max_new_tokens: int = Field(default=512, ge=1, le=65536)
+
+
 class EvaluationPlan(EvaluationSettings):
     """``evaluation`` of a fine-tuning job."""
 
     include_base: bool = False
     """Score the model before the training as well, on the same items with the same settings."""
+    probe: ProbePlan | None = None
+    """Measure accuracy during the training as well, and end it when it no longer grows."""
 
 
 class CreateEvaluation(EvaluationSettings):

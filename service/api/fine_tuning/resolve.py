@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.api.evaluations.catalog import resolve_benchmarks
-from service.api.evaluations.requests import EvaluationPlan
+from service.api.evaluations.catalog import resolve_benchmark, resolve_benchmarks
+from service.api.evaluations.requests import BenchmarkChoice, EvaluationPlan
 from service.api.evaluations.resolve import generation_settings, need_vision, resolve_judge
 from service.api.fine_tuning.lengths import check_lengths
 from service.api.fine_tuning.requests import (
@@ -31,7 +31,8 @@ from service.jobs.phases import Kind
 from service.jobs.store import NewJob
 from service.jobs.tables import File
 from service.settings import Settings
-from vlm_dft.config import EvalConfig, FullConfig, RunConfig, TrainConfig
+from vlm_dft.config import AccuracyProbeConfig, EvalConfig, FullConfig, GenerationSettings, RunConfig, TrainConfig
+from vlm_dft.evaluation.provision import find_benchmarks
 
 
 def resolve_job(
@@ -43,7 +44,8 @@ def resolve_job(
         training_file = training_ready_file(s, project, body.training_file, "training_file")
         held_out = _held_out(s, project, body.validation_file)
     method, name = _method(body)
-    train = _train_config(body, method, _hyperparameters(body, method), model, training_file, held_out)
+    probe = _probe_config(body.evaluation, model, settings)
+    train = _train_config(body, method, _hyperparameters(body, method), model, training_file, held_out, probe)
     _check_trainable(train, model, name)
     notes = []
     for file, param in ((training_file, "training_file"), (held_out, "validation_file")):
@@ -97,6 +99,7 @@ def _train_config(
     model: ResolvedModel,
     training_file: File,
     held_out: File | None,
+    probe: AccuracyProbeConfig | None,
 ) -> TrainConfig:
     values: dict[str, Any] = hyperparameters.resolved()
     if body.seed is not None:
@@ -110,6 +113,7 @@ def _train_config(
         adapter=method.adapter,
         freeze=method.freeze,
         pixels=method.pixels,
+        accuracy_probe=probe,
         **values,
     )
 
@@ -133,6 +137,22 @@ def _check_vision(file: File, model: ResolvedModel, param: str) -> None:
     if images and not model.is_vision:
         message = f"{param}: {file.id} has {images} images, but {model.name} is a text model: choose a vision model"
         raise InvalidRequestError(message, param=param, code="model_without_vision")
+
+
+def _probe_config(plan: EvaluationPlan | None, model: ResolvedModel, settings: Settings) -> AccuracyProbeConfig | None:
+    if plan is None or plan.probe is None:
+        return None
+    probe, param = plan.probe, "evaluation.probe.benchmark"
+    directory = settings.resolved_benchmarks
+    choice = BenchmarkChoice(name=probe.benchmark)
+    benchmark = resolve_benchmark(find_benchmarks(directory), directory, choice, probe.limit, param)
+    need_vision(model, [benchmark], param)
+    return AccuracyProbeConfig(
+        benchmark=benchmark,
+        every_steps=probe.every_steps,
+        patience=probe.patience,
+        generation=GenerationSettings(prompt=probe.prompt, max_new_tokens=probe.max_new_tokens),
+    )
 
 
 def _eval_config(plan: EvaluationPlan, train: TrainConfig, model: ResolvedModel, settings: Settings) -> EvalConfig:
