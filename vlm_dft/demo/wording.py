@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from vlm_dft.demo.questions import Count, Height, Highest, Question, Together, Total
+from vlm_dft.demo.questions import NUMBERS, Count, Height, Highest, Question, Together, Total, paired
 from vlm_dft.demo.scenes import COLUMNS, Chart, Scene, Shape
 
 SYSTEM_PROMPT = "Reason, then answer."
@@ -47,20 +47,14 @@ _ROWS = (
     ("Row one holds", "Row two holds"),
 )
 _BARS = ("The bars are", "From left to right:", "I read", "Heights:")
-# A colour comes before its number: a number can then be told from the words that precede it.
-_COUNTED = (
-    "So {colour} appears {answer} times.",
-    "For {colour} I count {answer}.",
-    "Counting {colour} gives {answer}.",
-    "The {colour} ones are {answer}.",
-)
+_COUNTED = ("So it is {pair}.", "I count {pair}.", "Counting gives {pair}.", "That makes {pair}.")
 _ADDED = (
-    "{first} {one} and {second} {two} make {answer}.",
-    "There are {first} {one} and {second} {two}, so {answer} together.",
-    "Adding {first} {one} and {second} {two} gives {answer}.",
-    "With {first} {one} and {second} {two}, the sum is {answer}.",
+    "{first} and {second} make {sum}.",
+    "There are {first} and {second}, so {sum} together.",
+    "Adding {first} and {second} gives {sum}.",
+    "With {first} and {second}, the sum is {sum}.",
 )
-_READ = ("So {colour} is {answer} high.", "The {colour} bar reaches {answer}.", "For {colour} this gives {answer}.")
+_READ = ("So it is {pair}.", "The height is {pair}.", "This gives {pair}.")
 _HIGHEST = ("So {answer} is the highest.", "The highest is {answer}.", "No bar is higher than {answer}.")
 
 
@@ -81,7 +75,7 @@ def _wanted(question: Question) -> str:
 def _read_out(scene: Scene, random: Random) -> str:
     """The whole scene in words, so that every place of the picture is supervised."""
     if isinstance(scene, Chart):
-        return f"{random.choice(_BARS)} {', '.join(f'{bar.colour} {bar.height}' for bar in scene.bars)}."
+        return f"{random.choice(_BARS)} {', '.join(paired(bar.colour, bar.height) for bar in scene.bars)}."
     above, below = random.choice(_ROWS)
     return f"{above} {_listed(scene.places[:COLUMNS])}. {below} {_listed(scene.places[COLUMNS:])}."
 
@@ -92,15 +86,14 @@ def _listed(places: Sequence[Shape | None]) -> str:
 
 def _conclusion(scene: Scene, question: Question, random: Random) -> str:
     answer = question.answer(scene)
+    assert answer is not None, f"{question} has no answer in {scene}"
     if isinstance(question, Together | Total):
         one, two = question.parts(scene)
-        return random.choice(_ADDED).format(
-            one=one, two=two, first=question.first, second=question.second, answer=answer
-        )
-    if isinstance(question, Count):
-        return random.choice(_COUNTED).format(colour=question.colour, answer=answer)
-    if isinstance(question, Height):
-        return random.choice(_READ).format(colour=question.colour, answer=answer)
+        first, second = paired(question.first, one), paired(question.second, two)
+        return random.choice(_ADDED).format(first=first, second=second, sum=NUMBERS[one + two])
+    if isinstance(question, Count | Height):
+        words = _COUNTED if isinstance(question, Count) else _READ
+        return random.choice(words).format(pair=paired(question.colour, int(answer)))
     assert isinstance(question, Highest), f"no conclusion for {question}"
     return random.choice(_HIGHEST).format(answer=answer)
 
