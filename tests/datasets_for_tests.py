@@ -79,7 +79,9 @@ def shapes_dataset(path: Path, count: int = 8, *, masked: Sequence[int] = (), te
 
 
 def metrics_of(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl without what no two runs share: times and memory."""
+    """The lines of a metrics.jsonl without what no two runs share, times and memory, and without what is None."""
     varying = {"time", "tokens_per_second", "samples_per_second", "peak_memory_gib", "data_wait_share"}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in varying} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in varying and value is not None} for line in lines
+    ]

@@ -149,6 +149,18 @@ def test_inputs_that_are_no_packs_get_stock_attention(tiny_vlm: Path):
         assert torch.equal(*logits)
 
 
+def test_the_vision_tower_sees_the_same_through_packed_attention(tiny_vlm: Path):
+    loaded = load(tiny_vlm, device="cpu")
+    sample = samples_of(loaded)[2]  # of two pictures
+    features = []
+    for vision in (False, True):
+        use_packed_attention(loaded.model, vision=vision)
+        with torch.no_grad():
+            outputs = loaded.model.model.get_image_features(sample.pixel_values, sample.image_grid_thw)
+        features.append(torch.cat(outputs.pooler_output))
+    assert torch.equal(*features)
+
+
 @pytest.mark.parametrize("objective", ["nll", "dft"])
 @pytest.mark.parametrize("family", ["tiny_vlm", "tiny_qwen2", "tiny_llama"])
 def test_packed_gradients_are_those_of_each_sample_alone(
@@ -234,8 +246,8 @@ def test_flash_attention_over_a_pack_equals_attention_per_sample():
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 4, True
     arguments = pack_arguments(lengths, query.device)
-    fast, _ = packed_attention(module, query, key, value, None, scaling=0.125, **arguments)
-    exact, _ = packed_attention(
-        module, query.float(), key.float(), value.float(), None, scaling=0.125, dropout=0.0, **arguments
-    )
-    assert (fast.float() - exact).norm() / exact.norm() < 1e-2
+    for causal in (True, False):
+        settings = {"scaling": 0.125, "is_causal": causal, **arguments}
+        fast, _ = packed_attention(module, query, key, value, None, **settings)
+        exact, _ = packed_attention(module, query.float(), key.float(), value.float(), None, **settings)
+        assert (fast.float() - exact).norm() / exact.norm() < 1e-2

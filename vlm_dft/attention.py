@@ -25,8 +25,11 @@ from vlm_dft.errors import ModelError
 
 PACKED_ATTENTION: Final = "vlm_dft_packed"
 """The name under which transformers finds it."""
+PACKED_VISION_ATTENTION: Final = "vlm_dft_flash_packed"
+"""The same for a vision tower, which hands over all its windows at once to what has flash in its name."""
 
-_HALF: Final = (torch.float16, torch.bfloat16)
+HALF: Final = (torch.float16, torch.bfloat16)
+"""What FlashAttention computes in."""
 
 
 def pack_arguments(segment_lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
@@ -36,13 +39,19 @@ def pack_arguments(segment_lengths: tuple[int, ...], device: torch.device) -> di
     return {"cu_seq_lens_q": ends_S1, "cu_seq_lens_k": ends_S1, "max_length_q": longest, "max_length_k": longest}
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
-    """Make the language model's attention ready for packs. Raises ModelError for one that only sees a window."""
+def use_packed_attention(model: PreTrainedModel, *, vision: bool = False) -> None:
+    """Make the language model's attention ready for packs; vision: and the tower's pictures and windows one call.
+
+    Raises ModelError for a language model that only sees a window.
+    """
     text_config = model.config.get_text_config()
     if "sliding_attention" in (getattr(text_config, "layer_types", None) or ()):
         raise ModelError("packing does not know sliding-window attention: set packing to false", param="train.packing")
     is_composite = text_config is not model.config
     model.set_attn_implementation({"text_config": PACKED_ATTENTION} if is_composite else PACKED_ATTENTION)
+    if vision and is_composite:
+        # Not through set_attn_implementation, which would look for a package by this name.
+        model.config.vision_config._attn_implementation = PACKED_VISION_ATTENTION
 
 
 def packed_attention(
@@ -56,14 +65,19 @@ def packed_attention(
     max_length_q: int | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: B x T x H x D. cu_seq_lens_q: ends of the samples, when B is one pack."""
+    """What transformers calls in each layer: B x T x H x D. cu_seq_lens_q: ends of the samples, when B is one pack.
+
+    A vision tower gives it the ends of its pictures, or of their windows, in which every patch sees every other.
+    """
     heads = (query_BHTD, key_BKTD, value_BKTD)
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, *heads, attention_mask, **arguments)
     assert attention_mask is None, "a pack has no padding to mask"
-    if query_BHTD.is_cuda and query_BHTD.dtype in _HALF and not arguments.get("dropout"):
+    if query_BHTD.is_cuda and query_BHTD.dtype in HALF and not arguments.get("dropout"):
         assert max_length_q is not None, "pack_arguments gives both"
-        return _flash(heads, cu_seq_lens_q, max_length_q, arguments["scaling"]), None
+        causal = arguments.get("is_causal")
+        causal = module.is_causal if causal is None else causal
+        return _flash(heads, cu_seq_lens_q, max_length_q, scaling=arguments["scaling"], causal=bool(causal)), None
     lengths = cu_seq_lens_q.diff().tolist()
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in heads)
     parts = [
@@ -73,21 +87,22 @@ def packed_attention(
     return torch.cat(parts, dim=1), None
 
 
-def _flash(heads: tuple[Tensor, Tensor, Tensor], ends_S1: Tensor, longest: int, scaling: float) -> Tensor:
+def _flash(
+    heads: tuple[Tensor, Tensor, Tensor], ends_S1: Tensor, longest: int, *, scaling: float, causal: bool
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     query_THD, key_TKD, value_TKD = (tensor.squeeze(0).transpose(0, 1) for tensor in heads)
-    causal = (-1, 0)
     mixed_THD = varlen_attn(
         query_THD,
         key_TKD,
         value_TKD,
-        ends_S1,
-        ends_S1,
+        ends_S1.int(),
+        ends_S1.int(),
         longest,
         longest,
         scale=scaling,
-        window_size=causal,
+        window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
     )
     assert isinstance(mixed_THD, Tensor), "no log-sum-exp was asked for"
@@ -100,4 +115,5 @@ def _mask(*, attention_mask: Tensor | None = None, **arguments: Any) -> Tensor |
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionInterface.register(PACKED_VISION_ATTENTION, packed_attention)
 AttentionMaskInterface.register(PACKED_ATTENTION, _mask)

@@ -15,7 +15,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 from torch import Tensor, nn
 
-from vlm_dft.attention import pack_arguments, use_packed_attention
+from vlm_dft.attention import HALF, pack_arguments, use_packed_attention
 from vlm_dft.batches import MicroBatch
 from vlm_dft.model import LoadedModel, base_of, language_head, set_use_cache
 from vlm_dft.vision_inputs import VisionInputs
@@ -30,7 +30,8 @@ class Forward:
         self._vision_inputs = VisionInputs(loaded.processor)
         set_use_cache(loaded.model, False)
         if packing:
-            use_packed_attention(base_of(loaded.model))
+            fast = loaded.device.type == "cuda" and loaded.dtype in HALF
+            use_packed_attention(base_of(loaded.model), vision=fast)
 
     @property
     def head(self) -> nn.Linear:
