@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,8 +256,9 @@ def test_another_setting_has_another_directory_and_a_larger_limit_keeps_the_answ
     installation = fake_installation(tmp_path)
     first = work_of(benchmark, run, installation, model, limit=3)
     assert first.path != work_of(benchmark, run, installation, model, max_new_tokens=7).path
-    whole = working.read_benchmarks(eval_config(benchmark), eval_config(benchmark).benchmarks)
-    larger = Work(eval_config(benchmark), run, installation, whole, first.model)
+    config = eval_config(benchmark)
+    whole = [working.read_benchmark(config, 0, config.benchmarks[0])]
+    larger = Work(config, run, installation, whole, first.model)
     assert larger.path == first.path
     assert list(first.asked[0].table.rows) == [0, 1, 2]
     assert len(whole[0].table.rows) == NUM_ITEMS
@@ -281,7 +283,7 @@ def choose(benchmark: Path, backend_name: str, kind: str = "wemath", **settings:
     entry = BenchmarkConfig(name=kind, kind=kind, path=benchmark)  # type: ignore[arg-type]
     config = config.model_copy(update={"benchmarks": (*config.benchmarks, entry)})
     _, chosen = backends.choose(config)
-    return [entry.name for entry in chosen]
+    return [entry.config.name for entry in chosen]
 
 
 def test_without_vlmevalkit_auto_is_native_and_asking_for_it_says_what_to_install(
@@ -305,6 +307,25 @@ def test_what_vlmevalkit_cannot_score_without_a_judge_is_refused_by_name_or_scor
     monkeypatch.setattr(backends, "find_installation", lambda: fake_installation(tmp_path / "b"))
     assert choose(benchmark, "auto", "mathvision") == ["wemath"]
     assert "mathvision is scored natively: VLMEvalKit cannot score MathVision without a judge" in caplog.text
+
+
+def test_a_benchmark_with_an_item_without_picture_is_scored_natively_or_refused(
+    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MathVerse's sixth version has no pictures, and VLMEvalKit would leave its items out without a word."""
+    plain = working.load_benchmark
+
+    def without_last_picture(*arguments: Any) -> Any:
+        whole = plain(*arguments)
+        return replace(whole, items=(*whole.items[:-1], replace(whole.items[-1], picture=None)))
+
+    installation = fake_installation(tmp_path)
+    monkeypatch.setattr(backends, "find_installation", lambda: installation)
+    monkeypatch.setattr(working, "load_benchmark", without_last_picture)
+    config = eval_config(benchmark)
+    with pytest.raises(ConfigError, match="wemath: VLMEvalKit asks about pictures, and item 7:3steps_multi has none"):
+        backends.choose(config)
+    assert backends.choose(config.model_copy(update={"backend": "auto"})) == (installation, [])
 
 
 def test_a_bad_benchmark_fails_before_anything_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from vlm_dft.evaluation.vlmevalkit.installation import REQUIREMENTS, Installatio
 from vlm_dft.evaluation.vlmevalkit.judge_requests import JudgeRequests, JudgeRules, Reply
 from vlm_dft.evaluation.vlmevalkit.model import AnsweringModel, Asking, read_facts
 from vlm_dft.evaluation.vlmevalkit.tables import Table, table_name, table_of, write_table
-from vlm_dft.evaluation.vlmevalkit.work import read_benchmarks
+from vlm_dft.evaluation.vlmevalkit.work import read_benchmark
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -119,7 +119,7 @@ class Asked:
             model="m",
             benchmarks=(BenchmarkConfig(name="c", kind="mathvision", path=colour_benchmark(tmp_path / "colours")),),
         )
-        (entry,) = read_benchmarks(config, config.benchmarks)
+        entry = read_benchmark(config, 0, config.benchmarks[0])
         self.dataset = Dataset(written_table(entry.table, tmp_path))
         self.answers = tmp_path / "answers"
         self.answers.mkdir()

@@ -15,7 +15,7 @@ from vlm_dft.config import BenchmarkConfig, EvalConfig, PixelConfig
 from vlm_dft.evaluation.items import Item
 from vlm_dft.evaluation.vlmevalkit.answer_log import Answer, AnswerLog
 from vlm_dft.evaluation.vlmevalkit.installation import Installation
-from vlm_dft.evaluation.vlmevalkit.work import Model, Work, read_benchmarks
+from vlm_dft.evaluation.vlmevalkit.work import Model, Work, read_benchmark
 from vlm_dft.run_dir import RunDir
 
 FAKE = Path(__file__).with_name("fake_vlmevalkit")
@@ -68,7 +68,7 @@ def answered_work(
     answer: Callable[[Item], str],
 ) -> Work:
     """A prepared working directory in which every item has its answer, so that no model is loaded."""
-    asked = read_benchmarks(config, config.benchmarks)
+    asked = [read_benchmark(config, position, entry) for position, entry in enumerate(config.benchmarks)]
     who = Model("tuned", str(model), model, "a" * 64)
     work = Work(config, run, installation, asked, who)
     work.prepare()

@@ -15,8 +15,8 @@ from vlm_dft.evaluation.answering import Role
 from vlm_dft.evaluation.contamination import report_overlaps
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.vlmevalkit.installation import Installation, Unavailable, find_installation
-from vlm_dft.evaluation.vlmevalkit.tables import CLASSES
-from vlm_dft.evaluation.vlmevalkit.work import Asked, read_benchmarks
+from vlm_dft.evaluation.vlmevalkit.tables import CLASSES, without_picture
+from vlm_dft.evaluation.vlmevalkit.work import Asked, read_benchmark
 from vlm_dft.results import Score
 from vlm_dft.run_dir import RunDir
 
@@ -31,12 +31,11 @@ def evaluate(
     Raises ConfigError for a backend that cannot be used, and what the backends raise.
     """
     _check_directories(config, run)
-    installation, chosen = choose(config)
-    names = {entry.name for entry in chosen}
     # Read first: a benchmark that cannot be read costs nothing before any model is loaded.
-    asked = read_benchmarks(config, chosen)
+    installation, asked = choose(config)
     if asked and config.judge is not None:
         Judge(config.judge, (config.score_cache or run.path / "evaluation") / "judge").preflight()
+    names = {entry.config.name for entry in asked}
     others = tuple(entry for entry in config.benchmarks if entry.name not in names)
     found: dict[tuple[Role, str], Score] = {}
     if others:
@@ -52,8 +51,11 @@ def evaluate(
     return tuple(found[role, entry.name] for role in roles for entry in config.benchmarks)
 
 
-def choose(config: EvalConfig) -> tuple[Installation | None, list[BenchmarkConfig]]:
-    """VLMEvalKit where it is used, and the benchmarks that it gets. Raises ConfigError when it must and cannot."""
+def choose(config: EvalConfig) -> tuple[Installation | None, list[Asked]]:
+    """VLMEvalKit where it is used, and the benchmarks that it gets, read.
+
+    Raises ConfigError when it must be used and cannot, BenchmarkError for a benchmark that cannot be read.
+    """
     if config.backend == "native":
         return None, []
     found = find_installation()
@@ -66,10 +68,13 @@ def choose(config: EvalConfig) -> tuple[Installation | None, list[BenchmarkConfi
             log.warning("native scoring, because VLMEvalKit cannot be used: %s; %s", found.reason, found.remedy)
         return None, []
     chosen = []
-    for entry in config.benchmarks:
+    for position, entry in enumerate(config.benchmarks):
         reason = refusal(config, entry)
-        if reason is None:
-            chosen.append(entry)
+        asked = read_benchmark(config, position, entry) if reason is None else None
+        if asked is not None and (item := without_picture(asked.chosen)):
+            reason = f"VLMEvalKit asks about pictures, and item {item.id} has none"
+        if asked is not None and reason is None:
+            chosen.append(asked)
         elif config.backend == "vlmevalkit":
             raise ConfigError(f"{entry.name}: {reason}; the backend native can", param="evaluation.backend")
         else:

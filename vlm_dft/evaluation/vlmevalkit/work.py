@@ -70,15 +70,11 @@ class Model:
     sha256: str
 
 
-def read_benchmarks(config: EvalConfig, benchmarks: Sequence[BenchmarkConfig]) -> list[Asked]:
-    """Raises BenchmarkError. Loads no model and starts nothing."""
-    asked = []
-    for position, entry in enumerate(benchmarks):
-        whole = load_benchmark(entry, config.prompt)
-        chosen = whole.first(entry.limit)
-        table = table_of(table_name(position, entry.kind, config.prompt), whole, chosen)
-        asked.append(Asked(entry, whole, chosen, table))
-    return asked
+def read_benchmark(config: EvalConfig, position: int, entry: BenchmarkConfig) -> Asked:
+    """position: of the benchmark in the evaluation. Raises BenchmarkError. Loads no model and starts nothing."""
+    whole = load_benchmark(entry, config.prompt)
+    table = table_of(table_name(position, entry.kind, config.prompt), whole, whole.first(entry.limit))
+    return Asked(entry, whole, whole.first(entry.limit), table)
 
 
 class Work:
