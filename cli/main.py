@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import benchmarks, doctor, local, serve, show, submit, watch
+from cli import benchmarks, doctor, local, serve, show, submit, table, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app.command()(local.train)
 app.command()(submit.submit)
 app.command("eval")(submit.evaluate)
 app.add_typer(benchmarks.benchmarks_app, name="benchmarks")
+app.command()(table.table)
 app.command()(watch.watch)
 app.command()(show.jobs)
 app.command()(show.logs)

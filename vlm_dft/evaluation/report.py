@@ -43,7 +43,7 @@ def score_table(columns: Mapping[str, Sequence[Score]], *, categories: bool = Fa
             rows += _category_rows(scores, list(columns))
         notes += _notes(name, scores)
     notes += _ways(score for scores in columns.values() for score in scores)
-    return "\n".join([*_aligned(rows), "", *notes]) + "\n"
+    return "\n".join([*aligned(rows), "", *notes]) + "\n"
 
 
 def difference(reference: Score, other: Score) -> tuple[float, float]:
@@ -111,7 +111,8 @@ def _ways(scores: Iterable[Score]) -> list[str]:
     return list(ways)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown table lines of equal width; the first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
