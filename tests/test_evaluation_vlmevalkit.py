@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +185,31 @@ def test_a_stop_request_leaves_no_process_behind(
     with pytest.raises(Interrupted):
         work.infer()
     assert is_gone(int(child.read_text()))
+
+
+@pytest.mark.chaos
+def test_vlmevalkits_process_does_not_outlive_ours(benchmark: Path, model: Path, run: RunDir, tmp_path: Path) -> None:
+    installation = fake_installation(tmp_path, infer=["hang"])
+    script = """
+import pathlib, sys
+from vlm_dft.evaluation.vlmevalkit.installation import Installation
+from vlm_dft.evaluation.vlmevalkit.process import Deadline, environment, run_once
+root, work = map(pathlib.Path, sys.argv[1:])
+installation = Installation(pathlib.Path(sys.executable), root, "fake", {})
+run_once(installation, ["--mode", "infer"], environment(work, work, {}), work, Deadline(600, 1e9), lambda: None)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, str(installation.root), str(run.path)])
+    child = installation.root / "child.pid"
+    deadline = time.monotonic() + 60
+    while not (child.exists() and child.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    gone = is_gone(int((installation.root / "own.pid").read_text()))
+    os.kill(int(child.read_text()), signal.SIGKILL)  # the stand-in's own child knows nothing of us
+    assert gone
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from vlm_dft.evaluation.vlmevalkit.installation import Installation, find_instal
 from vlm_dft.evaluation.vlmevalkit.work import Asked, Work
 from vlm_dft.run_dir import RunDir
 
+pytestmark = pytest.mark.timeout(900)
+
 DATA = (("mathverse", "mathverse"), ("mathvision", "mathvision"), ("wemath", "wemath_nc"))
 FORMS = (
     *("\\boxed{%s}", "The answer is %s.", "%s", "<answer>%s</answer>", "(%s)", "**%s**", "Answer: (%s)", "$%s$"),

@@ -73,6 +73,7 @@ def fail(word: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     if word == "hang":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        (ROOT / "own.pid").write_text(str(os.getpid()))
         (ROOT / "child.pid").write_text(str(child.pid))
         time.sleep(600)
 
