@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from datasets_for_tests import text_row, write_dataset
 from evaluation_fixtures import colour_benchmark, diverse_vlm
-from PIL import Image
+from PIL import Image, ImageDraw
 from test_evaluation_report import score
 from test_evaluation_runs import config, new_run
 
@@ -19,7 +19,7 @@ from vlm_dft.data.canonical import ImagePart, Message, Row, TextPart
 from vlm_dft.errors import DatasetError
 from vlm_dft.evaluation import contamination, evaluate
 from vlm_dft.evaluation.benchmarks import load_benchmark
-from vlm_dft.evaluation.contamination import ContaminationReport, check, difference_hash, words_of
+from vlm_dft.evaluation.contamination import ContaminationReport, check, look_of, words_of
 from vlm_dft.evaluation.items import Benchmark, Item, Picture
 from vlm_dft.evaluation.report import score_table
 
@@ -111,8 +111,31 @@ def test_real_benchmarks_do_not_overlap_with_puzzles(
     assert report.benchmarks[name].overlaps == ()
 
 
+def test_drawings_of_one_layout_in_other_colours_are_other_pictures(tmp_path: Path) -> None:
+    def bars(colours: str) -> Image.Image:
+        image = Image.new("RGB", (84, 84), "white")
+        for place, colour in enumerate(colours.split()):
+            ImageDraw.Draw(image).rectangle((8 + 26 * place, 70 - 20 * place, 24 + 26 * place, 80), fill=colour)
+        return image
+
+    data = tmp_path / "data"
+    rows = [picture_row(data, "other", bars("blue red red")), picture_row(data, "same", bars("red blue red"), "jpg")]
+    bars("red blue red").save(tmp_path / "item.png")
+    item = Item("a", "a", "Which is highest?", Picture("p", path=tmp_path / "item.png"), "1")
+    (overlap,) = check(write_dataset(data, rows), {"b": benchmark_of(item)}).benchmarks["b"].overlaps
+    assert overlap.row == "same"
+
+
+def test_a_short_question_about_a_picture_says_nothing(tmp_path: Path) -> None:
+    rows = [text_row(0, "What is the area of it?", "3")]
+    Image.effect_noise((64, 64), 50).save(tmp_path / "noise.png")
+    item = Item("a", "a", "What is the area of it?", Picture("p", path=tmp_path / "noise.png"), "1")
+    report = check(write_dataset(tmp_path / "data", rows), {"b": benchmark_of(item)})
+    assert report.benchmarks["b"].overlaps == ()
+
+
 def test_nearly_blank_pictures_are_compared_as_files_alone(tmp_path: Path) -> None:
-    assert difference_hash(Image.new("RGB", (300, 200), "white")) is None
+    assert look_of(Image.new("RGB", (300, 200), "white")) is None
     data = tmp_path / "data"
     row = picture_row(data, "white", Image.new("RGB", (300, 200), "white"))
     Image.new("RGB", (100, 100), "white").save(tmp_path / "white.png")

@@ -1,9 +1,11 @@
 """Which benchmark items the training data already held: by question, and by picture. Torch-free.
 
 question   half of the item's runs of 13 words stand in one training question; of shorter questions, all their words
-           and no others. Words are compared without case, punctuation and LaTeX's marks; fewer than 4 say nothing.
-picture    the same file, or a perceptual hash (256 bits of brightness differences) that differs in at most 12 bits:
-           a picture that was resized or compressed again. Pictures that are nearly blank are compared as files alone.
+           and no others. Words are compared without case, punctuation and LaTeX's marks; fewer than 4 say nothing, and
+           fewer than 13 say nothing about an item with a picture ("What is the area?").
+picture    the same file, or a perceptual hash (256 bits of brightness differences) that differs in at most 12 bits and
+           the same colours: a picture that was resized or compressed again. Drawings of one layout have one hash, so
+           that their fields are compared too. Pictures that are nearly blank are compared as files alone.
 
 Training rows are streamed, so that memory depends on the benchmark alone. Not covered: paraphrases, translations,
 crops, and what the model saw before this training.
@@ -17,6 +19,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -43,7 +46,9 @@ HASH_SIDE = 16
 MAX_DIFFERING_BITS = 12
 MIN_SET_BITS = 8
 """Pictures with fewer brightness steps look like each other whatever they show."""
-RULES = "overlap-rules/v1"
+MAX_FIELD_DIFFERENCE = 32
+"""Of 255, in any of 16 x 16 fields and three colours: another shape or colour differs by more, compression by less."""
+RULES = "overlap-rules/v2"
 
 _WORD = re.compile(r"\w+")
 _CHUNK_ROWS = 256
@@ -204,7 +209,8 @@ class Questions:
         """Run of words -> ids of the items that hold it."""
         self._num_runs: dict[str, int] = {}
         for item in items:
-            runs = set(runs_of(words_of(item.question)))
+            words = words_of(item.question)
+            runs = set(runs_of(words)) if item.picture is None or len(words) >= WORDS else set()
             self._num_runs[item.id] = len(runs)
             for run in runs:
                 self._items[run].add(item.id)
@@ -231,16 +237,18 @@ class Pictures:
         self.found: dict[str, Overlap] = {}
         self._ids: list[str] = []
         self._files: dict[str, list[str]] = defaultdict(list)
-        hashes = []
+        hashes, colours = [], []
         for item in items:
             if item.picture is None:
                 continue
             self._files[sha256(item.picture.encoded()).hexdigest()].append(item.id)
-            bits = difference_hash(item.picture.decoded())
-            if bits is not None:
+            look = look_of(item.picture.decoded())
+            if look is not None:
                 self._ids.append(item.id)
-                hashes.append(bits)
+                hashes.append(look.hash_4)
+                colours.append(look.fields_HWC)
         self._hashes_N4 = np.stack(hashes) if hashes else np.zeros((0, 4), np.uint64)
+        self._fields_NHWC = np.stack(colours) if colours else np.zeros((0, HASH_SIDE, HASH_SIDE, 3), np.int16)
         self._seen: set[str] = set()
 
     def look(self, data: CanonicalDataset, rows: Iterable[Row], pool: ThreadPoolExecutor) -> None:
@@ -255,37 +263,52 @@ class Pictures:
                 if part.sha256 not in self._seen:
                     self._seen.add(part.sha256)
                     new[part.sha256] = (row.id, data.image_path(part))
-        hashes = pool.map(_hash_of_file, (path for _, path in new.values()))
-        for (row_id, _), bits in zip(new.values(), hashes, strict=True):
-            if bits is not None:
-                self._compare(row_id, bits)
+        looks = pool.map(_look_of_file, (path for _, path in new.values()))
+        for (row_id, _), look in zip(new.values(), looks, strict=True):
+            if look is not None:
+                self._compare(row_id, look)
 
-    def _compare(self, row_id: str, bits_4: np.ndarray) -> None:
-        differing_N = np.bitwise_count(self._hashes_N4 ^ bits_4).sum(axis=1)
+    def _compare(self, row_id: str, look: Look) -> None:
+        differing_N = np.bitwise_count(self._hashes_N4 ^ look.hash_4).sum(axis=1)
         for number in np.flatnonzero(differing_N <= MAX_DIFFERING_BITS):
+            if np.abs(self._fields_NHWC[number] - look.fields_HWC).max() > MAX_FIELD_DIFFERENCE:
+                continue
             id, differing = self._ids[number], int(differing_N[number])
             known = self.found.get(id)
             if known is None or (known.differing_bits or 0) > differing:
                 self.found[id] = Overlap(item=id, by="picture", row=row_id, differing_bits=differing)
 
 
-def _hash_of_file(path: Path) -> np.ndarray | None:
+@dataclass(frozen=True)
+class Look:
+    """What is compared of a picture."""
+
+    hash_4: np.ndarray
+    """256 bits as 4 uint64: whether each of 16 x 16 fields is darker than its right neighbour."""
+    fields_HWC: np.ndarray
+    """Mean colours of 16 x 16 fields, int16."""
+
+
+def _look_of_file(path: Path) -> Look | None:
     try:
         with Image.open(path) as image:
-            image.draft("L", (4 * HASH_SIDE, 4 * HASH_SIDE))  # a JPEG is decoded small
-            return difference_hash(image)
+            image.draft("RGB", (4 * HASH_SIDE, 4 * HASH_SIDE))  # a JPEG is decoded small
+            return look_of(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path}: the training picture cannot be read ({error})") from None
 
 
-def difference_hash(image: Image.Image) -> np.ndarray | None:
-    """256 bits as 4 uint64: whether each of 16 x 16 fields is darker than its right neighbour; None: nearly blank."""
+def look_of(image: Image.Image) -> Look | None:
+    """None for a picture that is nearly blank."""
     if image.mode in ("P", "LA", "PA", "RGBA"):  # transparency means white paper
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         paper.alpha_composite(image)
         image = paper
     small = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
-    fields_HW = np.asarray(small, dtype=np.int16)
-    bits = fields_HW[:, 1:] > fields_HW[:, :-1]
-    return np.packbits(bits.reshape(-1)).view(np.uint64) if bits.sum() >= MIN_SET_BITS else None
+    brightness_HW = np.asarray(small, dtype=np.int16)
+    bits_HW = brightness_HW[:, 1:] > brightness_HW[:, :-1]
+    if bits_HW.sum() < MIN_SET_BITS:
+        return None
+    colours = image.convert("RGB").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX)
+    return Look(np.packbits(bits_HW.reshape(-1)).view(np.uint64), np.asarray(colours, dtype=np.int16))
