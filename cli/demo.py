@@ -40,7 +40,7 @@ HYPERPARAMETERS = {
     "checkpoint_every_steps": 250,
     "log_every_steps": 10,
 }
-START = {"learning_rate": 4e-3, "n_epochs": 5}
+START = {"learning_rate": 4e-3, "n_epochs": 7}
 TUNE = {"learning_rate": 5e-4, "n_epochs": 3}
 """A tenth of the start's rate, as for any model that already knows something; the same for SFT and DFT."""
 READY_SECONDS = 180.0
