@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from vlm_dft import vision_cache
-from vlm_dft.batches import Corpus, Plan, open_corpus
+from vlm_dft.batches import Corpus, Plan, Steps, open_corpus
 from vlm_dft.config import CacheConfig, FreezeConfig, LoraConfig, RunConfig, TrainConfig
 from vlm_dft.data.encoding import Encoder
 from vlm_dft.errors import ConfigError, DatasetError
@@ -28,7 +28,7 @@ from vlm_dft.ranks import Ranks
 from vlm_dft.run_dir import RunDir
 from vlm_dft.trainer import train
 from vlm_dft.vision_cache import VisionCache
-from vlm_dft.vision_inputs import takes_features
+from vlm_dft.vision_inputs import VisionInputs, takes_features
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,24 @@ def test_training_vision_too_on_cached_patches_is_bit_for_bit_training_on_files(
     found, found_weights = trained(tmp_path / "cached", tiny_vlm, shapes, freeze=freeze, patch_cache=kept)
     assert found == expected
     assert all(torch.equal(found_weights[name], weights[name]) for name in weights)
+
+
+def test_loader_processes_read_and_write_the_cache_as_the_trainer_does(tiny_vlm: Path, shapes: Path, tmp_path: Path):
+    seen = []
+    for num_workers, cache in ((0, None), (1, tmp_path), (1, tmp_path), (0, tmp_path)):
+        kept = CacheConfig(directory=cache) if cache else None
+        config = config_of(tiny_vlm, shapes, "dft", patch_cache=kept)
+        loaded = loaded_for(config)
+        corpus = open_corpus(shapes, Encoder(loaded.processor, config.pixels), config, tiny_vlm)
+        corpus = Pictures(loaded, config, Ranks()).of(corpus)
+        plan = Plan(corpus.kept, 3, seed=0, epochs=2)
+        steps = Steps(corpus, plan, micro_batch_size=2, pad_token_id=0, num_workers=num_workers)
+        vision_inputs = VisionInputs(loaded.processor)
+        seen.append([vision_inputs(micro_batch.inputs) for step in steps.read() for micro_batch in step])
+    for other in seen[1:]:
+        for found, expected in zip(other, seen[0], strict=True):
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_second_training_needs_neither_images_nor_tower(
