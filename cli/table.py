@@ -45,6 +45,7 @@ def _rows(client: openai.OpenAI, job: dict[str, Any]) -> dict[str, list[Score]]:
     """Label -> scores of each model that the job has scored; the base comes first."""
     scores = [Score.model_validate(score) for score in job.get("scores") or ()]
     by_role = {role: [score for score in scores if score.model_role == role] for role in ("base", "tuned")}
+    labels: dict[str, str]
     if "fine_tuned_model" in job:
         labels = {"base": "base", "tuned": _label(job.get("objective"))}
     else:

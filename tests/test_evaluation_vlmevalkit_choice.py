@@ -13,6 +13,7 @@ from vlm_dft.config import BenchmarkConfig
 from vlm_dft.errors import BenchmarkError, ConfigError
 from vlm_dft.evaluation import backends
 from vlm_dft.evaluation.vlmevalkit import work as working
+from vlm_dft.evaluation.vlmevalkit.installation import Installation
 from vlm_dft.run_dir import RunDir
 
 
