@@ -103,7 +103,7 @@ class Optimization:
         # The random state of a step is a function of seed and step: a resumed run draws what an uninterrupted one does.
         torch.manual_seed(derived_seed(self._config.seed, number, self._ranks.rank))
         self._loaded.model.train()
-        with self._out_of_memory_explained(micro_batches):
+        with self.out_of_memory_explained(micro_batches):
             counts = self.gradients(micro_batches, number)
             grad_norm = self._sharding.clip_gradients(self.parameters, self._config.max_grad_norm).item()
             if not math.isfinite(grad_norm):
@@ -138,7 +138,7 @@ class Optimization:
     def measure(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         """Statistics, input tokens and samples of this rank's held-out micro-batches: add them up, then ``counts``."""
         self._loaded.model.eval()
-        with self._out_of_memory_explained(micro_batches):
+        with self.out_of_memory_explained(micro_batches):
             parts = [self._loss(micro_batch).statistics_S for micro_batch in micro_batches]
         return self._totals(micro_batches, parts)
 
@@ -188,7 +188,8 @@ class Optimization:
         )
 
     @contextmanager
-    def _out_of_memory_explained(self, micro_batches: Sequence[MicroBatch]) -> Iterator[None]:
+    def out_of_memory_explained(self, micro_batches: Sequence[MicroBatch] = ()) -> Iterator[None]:
+        """Turns torch's error into OutOfMemoryError; micro_batches: those of the step that is being made."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -201,10 +202,11 @@ class Optimization:
         fixed_gib = (weights + trainable * _ADAM_BYTES_PER_PARAMETER) / 2**30
         what = "pack" if self._config.packing else "micro-batch"
         parts = [
-            f"{self._ranks.device} ran out of memory; the step's largest {what} has {samples} samples and {tokens} "
-            f"tokens{'' if self._config.packing else ' with padding'}; weights, gradients and optimizer alone take "
-            f"{fixed_gib:.1f} GiB"
+            f"{self._ranks.device} ran out of memory; weights, gradients and optimizer alone take {fixed_gib:.1f} GiB"
         ]
+        if micro_batches:
+            padding = "" if self._config.packing else " with padding"
+            parts.append(f"the step's largest {what} has {samples} samples and {tokens} tokens{padding}")
         if self._largest_tokens:
             parts.append(f"{self._largest_tokens} tokens did fit")
         return "; ".join(parts) + ". Try " + ", or ".join(self._remedies(micro_batches, samples))

@@ -87,7 +87,8 @@ class _Training:
         used = [self.steps] if self.validation is None else [self.steps, self.validation]
         self.pictures.prepare(*((steps.corpus, steps.plan) for steps in used))
         if self.optimization.objective.needs_ref_logp:
-            attach_target_logp(used, self.loaded, config, run, ranks)
+            with self.optimization.out_of_memory_explained():
+                attach_target_logp(used, self.loaded, config, run, ranks)
         if resume is not None:
             self._resume(resume)
         self.probes = [
@@ -193,7 +194,9 @@ class _Training:
     def _probe(self) -> None:
         """Histograms of what the model gives the targets of its fixed rows now."""
         for probe in self.probes:
-            self.reporter.histograms(probe.measure(self.optimization.forward, self.ranks, self.state.step))
+            with self.optimization.out_of_memory_explained():
+                found = probe.measure(self.optimization.forward, self.ranks, self.state.step)
+            self.reporter.histograms(found)
 
     def _measure_accuracy(self) -> None:
         """Answers to the fixed benchmark items now, where there are any and it is time."""
