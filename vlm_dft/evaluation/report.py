@@ -87,7 +87,8 @@ def _notes(name: str, scores: Mapping[str, Score]) -> list[str]:
     if any(score.contaminated for score in scores.values()):
         listed = ", ".join(f"{label} {_clean(score)}" for label, score in scores.items())
         notes.append(
-            f"{name}: {first.contaminated or 0} of {first.n} items stand in the training data; without them: {listed}."
+            f"{name}: of {first.n} items, {first.contaminated or 0} have their question or their picture in the "
+            f"training data; without them: {listed}."
         )
     for what, field in (("no usable answer", "failure_rate"), ("no answer that a rule could find", "extraction_rate")):
         rates = {label: getattr(score, field) for label, score in scores.items()}
