@@ -100,6 +100,7 @@ def test_layers_that_cannot_be_cut_are_refused_by_the_config(settings: dict, tmp
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while tracing
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 @pytest.mark.parametrize(
     "backend",
     [
