@@ -203,4 +203,4 @@ def test_overlaps_are_in_the_report_the_score_and_the_table(tmp_path: Path) -> N
     table = score_table(
         {"base": [score(contaminated=3, clean_value=0.25)], "tuned": [score(contaminated=3, clean_value=0.5)]}
     )
-    assert "items stand in the training data; without them: base 25.0, tuned 50.0." in table
+    assert "have their question or their picture in the training data; without them: base 25.0, tuned 50.0." in table
