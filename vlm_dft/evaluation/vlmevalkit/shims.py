@@ -44,7 +44,7 @@ class BeforeTorchvision(MetaPathFinder):
 
 def read_text_as_text() -> None:
     """In tab-separated files, which are benchmarks and predictions; score tables are left alone."""
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingImports] - of VLMEvalKit's own environment
 
     plain: Callable[..., Any] = pd.read_csv
     options = {
@@ -60,7 +60,7 @@ def read_text_as_text() -> None:
 
 
 def restore_append() -> None:
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingImports] - of VLMEvalKit's own environment
 
     def append(self: pd.DataFrame, other: dict[str, Any], ignore_index: bool = False) -> pd.DataFrame:
         return pd.concat([self, pd.DataFrame([other])], ignore_index=ignore_index)
