@@ -130,6 +130,17 @@ def test_a_start_that_always_dies_is_given_up_with_its_reason(
     assert "evaluate again" in (caught.value.hint or "")
 
 
+def test_what_an_earlier_start_wrote_does_not_count_for_one_that_came_to_nothing(
+    benchmark: Path, model: Path, run: RunDir, tmp_path: Path
+) -> None:
+    installation = fake_installation(tmp_path, eval_=["ok", "crash"])
+    work = work_of(benchmark, run, installation, model)
+    work.infer()
+    work.score()
+    with pytest.raises(EvaluationError, match="wrote nothing to"):
+        work.score()
+
+
 def test_exit_code_0_with_an_error_is_a_failure_and_is_not_repeated(
     benchmark: Path, model: Path, run: RunDir, tmp_path: Path
 ) -> None:

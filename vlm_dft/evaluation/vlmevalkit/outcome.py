@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,14 @@ TOLERANCE = 0.006
 Row = dict[str, str]
 
 
-def newest_run(outputs: Path) -> Path:
-    """The run directory (T<time>) that VLMEvalKit made last. Raises EvaluationError when there is none."""
-    runs = sorted(path for path in outputs.glob("T*") if path.is_dir())
+def run_directories(outputs: Path) -> list[Path]:
+    """T<time>, one per start of VLMEvalKit that came so far, oldest first."""
+    return sorted(path for path in outputs.glob("T*") if path.is_dir())
+
+
+def newest_run(outputs: Path, earlier: Collection[Path] = ()) -> Path:
+    """The directory of the last start, which is none of the earlier ones. Raises EvaluationError when there is none."""
+    runs = [path for path in run_directories(outputs) if path not in earlier]
     if not runs:
         raise EvaluationError(f"VLMEvalKit wrote nothing to {outputs}: see its log")
     return runs[-1]

@@ -93,6 +93,7 @@ class Work:
         name = f"vlmevalkit-{_sha256([self.identity(entry) for entry in asked])[:12]}"
         self.path = run.evaluation_path(model.role, name)
         self.answers, self.data, self.outputs = self.path / "answers", self.path / "data", self.path / "outputs"
+        self._earlier_runs: list[Path] = []
         self._end = time.monotonic() + config.vlmevalkit.total_timeout_seconds
 
     def identity(self, entry: Asked) -> dict[str, Any]:
@@ -185,7 +186,8 @@ class Work:
         }
 
     def newest_run(self) -> Path:
-        return outcome.newest_run(self.outputs / self.model.role)
+        """What the last start wrote. Raises EvaluationError when it came to nothing."""
+        return outcome.newest_run(self.outputs / self.model.role, self._earlier_runs)
 
     def _start_until(self, check: Callable[[], None], arguments: list[str], extra: Mapping[str, str]) -> None:
         """Start VLMEvalKit until what it wrote passes the check. Raises the last reason why it does not."""
@@ -194,6 +196,7 @@ class Work:
         told = Meter(self.run, counted)
         for start in range(1, MAX_STARTS + 1):
             (self.answers / FAILURE_NAME).unlink(missing_ok=True)
+            self._earlier_runs = outcome.run_directories(self.outputs / self.model.role)
             # The first start judges anew; one that follows a death goes on from what was judged.
             reuse = ["--reuse-aux", "infer" if start == 1 else "all"]
             end = run_once(
