@@ -45,7 +45,7 @@ STATISTICS: Final = (
 """What the entries of LossSums.statistics_S are: sums and counts over supervised tokens, never means."""
 
 # Elements of one chunk's logits: large enough for an efficient matmul, small beside the model.
-_CHUNK_ELEMENTS_CPU: Final = 2**24
+_CHUNK_ELEMENTS_CPU: Final = 5 * 2**22
 _CHUNK_ELEMENTS_GPU: Final = 2**27
 
 
@@ -113,7 +113,7 @@ def objective_loss(
     """
     chosen = objective if isinstance(objective, Objective) else objectives.objective(objective)
     _check_shapes(hidden_ND, weight_VD, labels_N, bias_V)
-    _check_settings(denominator, tolerance, backend, statistics)
+    _check_settings(denominator, chunk_rows, tolerance, backend, statistics)
     _check_references(chosen, hidden_ND, weight_VD, segments_N, ref_logp_N, ref_hidden_ND, ref_weight_VD)
     rows_M = _supervised_rows(labels_N, weight_VD.shape[0])
     if rows_M.numel() == 0:
@@ -162,9 +162,13 @@ def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V
         raise ValueError(f"bias {tuple(bias_V.shape)} must have one entry per row of weight {tuple(weight_VD.shape)}")
 
 
-def _check_settings(denominator: float, tolerance: float, backend: str, statistics: str) -> None:
+def _check_settings(
+    denominator: float, chunk_rows: int | None, tolerance: float, backend: str, statistics: str
+) -> None:
     if not denominator > 0:
         raise ValueError(f"denominator must be above 0, not {denominator}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}")
     if not 0 <= tolerance < 1:
         raise ConfigError(f"tolerance {tolerance} must be at least 0 and below 1; 0 is exact", param="tolerance")
     if backend not in BACKENDS:

@@ -9,12 +9,13 @@ Shapes: N supervised rows, C rows of a chunk, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vlm_dft.heads.gradients import Gradients
+from vlm_dft.heads.gradients import Gradients, zeros
 from vlm_dft.heads.projection import Projection
 from vlm_dft.heads.sparse import ColumnSparse
 from vlm_dft.heads.tile import Tile, softmax
@@ -72,7 +73,7 @@ class _Chunks:
         # One buffer, used again by every chunk.
         shape = (min(request.chunk_rows, request.labels_N.numel()), projection.vocabulary)
         self._logits_CV, self._reference_CV = (
-            torch.empty(shape, dtype=projection.exact, device=request.labels_N.device) if used else None
+            zeros(shape, projection.exact, request.labels_N.device) if used else None
             for used in (True, request.reference is not None)
         )
 
@@ -106,7 +107,9 @@ class _Chunks:
         return results, self._gradients
 
     def _slices(self) -> list[slice]:
-        rows, step = self._request.labels_N.numel(), self._request.chunk_rows
+        # As many as chunk_rows asks for, of one size: a small last chunk would be the slowest.
+        rows = self._request.labels_N.numel()
+        step = math.ceil(rows / math.ceil(rows / self._request.chunk_rows))
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def _tile(self, rows: slice, wanted: frozenset[str]) -> Tile:

@@ -52,7 +52,7 @@ class Gradients:
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
     """Like torch.zeros. A large tensor on a CPU comes from numpy, which asks the kernel for huge pages that are zero
-    already: at 151,936 x 896 that is a sixth of the time, and as much as a quarter of the whole head's."""
+    already: at 151,936 x 896 that is a sixth of the time, which would be a quarter of the whole head's."""
     if torch.device(device).type != "cpu" or math.prod(shape) < 2**20:
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(shape, dtype=np.float64 if dtype == torch.float64 else np.float32))

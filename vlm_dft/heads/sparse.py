@@ -1,17 +1,20 @@
 """Column-sparse gradients for objectives whose weight vanishes with p: the backward at a fraction of its cost.
 
-The logit gradient of a DFT token is p (softmax - onehot). Summed over a chunk's rows, most words of a large vocabulary
-get next to none of it, flat predictions being weighted down. The words above a tolerance, and the targets, are treated
-exactly; the rest, the tail, in two approximations without which training goes wrong:
+The logit gradient of a DFT token is p (softmax - onehot). Most rows of it are next to zero in most words of a large
+vocabulary: sure predictions because of the softmax, poor ones because of p. So, of a chunk:
 
-* Rows of the logit gradient sum to zero, so grad_hidden = G (W - 1 w^T) for any w. With w the mean row of W only the
-  tail's deviation from the mean is lost. Rows of an lm_head share a large mean: left out, the error is 20 times larger.
-* The tail's part of grad_weight is replaced by its rank-one likeness, column mass x mean hidden state. Adam divides by
-  the gradient's size: words whose small gradients were dropped would not move at all, instead of in their direction.
+* The targets and the words whose mass is above a tolerance, exactly.
+* The other words, the tail. Rows of the logit gradient sum to zero, so grad_hidden = G (W - 1 w^T) for any w: with w
+  the mean row of W only the tail's deviation from the mean is lost, where rows of an lm_head share a large mean.
+* In grad_weight the tail of the few broadest rows, which outweigh all others, is kept as it is; that of the others is
+  replaced by its rank-one likeness, column mass x mean hidden state. Adam divides by the gradient's size, so that words
+  whose small gradients were dropped would not move at all, instead of in their direction.
 
-Where the tail is not small, as for random weights, the chunk is left to the dense path.
+Broad rows are taken out first and have their own words, or theirs would be those of all rows.
 
-Shapes: C rows of a chunk, D hidden size, V vocabulary, U chosen words, B of them at a time, K chunks.
+Where too much is left over, as with random weights, the chunk is left to the dense path.
+
+Shapes: C rows of a chunk, D hidden size, V vocabulary, U chosen words, B of them at a time, R broad rows, K held rows.
 """
 
 from __future__ import annotations
@@ -25,56 +28,142 @@ from vlm_dft.heads.tile import Tile
 # Share of the chunk's weight in the tail above which it is left to the dense path: there the error in grad_hidden, a
 # third to a half of this share, would no longer be small.
 _LARGEST_TAIL = 0.01
-# Share of the vocabulary above which a dense product is as cheap.
+# Shares of the vocabulary above which a dense product is as cheap: of many rows, and of the few held ones.
 _MOST_COLUMNS = 0.5
+_MOST_COLUMNS_HELD = 0.3
+# A word is chosen by its mass over all rows of a chunk: one product, no passes over the tile. That this many rows share
+# a tolerance makes it about as exact as if each row's entry had to be below it, whatever the size of the chunk.
+_ROWS_PER_TOLERANCE = 64
+# One row in so many is broad: more cost time, fewer exactness.
+_ROWS_PER_BROAD = 8
+_FEWEST_BROAD = 4
+# Broad rows held back before their product with the vocabulary, which costs little more for many than for one.
+_HELD_ROWS = 32
+_HELD_TAILS = 8
 _BLOCK_ELEMENTS = 2**22
-_CHUNKS_PER_FLUSH = 16
 
 
 class ColumnSparse:
-    """Adds chunks to ``gradients``; ``finish`` adds the tails of all of them to the weight's gradient."""
+    """Adds chunks to ``gradients``; ``finish`` adds what was held back."""
 
     def __init__(self, gradients: Gradients, tolerance: float) -> None:
         self._gradients = gradients
         self._tolerance = tolerance
         self._mean_D: Tensor | None = None
+        # Logit gradients of broad rows, and after them the others' tails: one buffer, as they are large.
+        self._held_KV: Tensor | None = None
+        self._broad: list[tuple[Tensor, Tensor, Tensor]] = []
         self._tails: list[tuple[Tensor, Tensor]] = []
 
     def add(self, rows: slice, tile: Tile, weight_C: Tensor, labels_C: Tensor) -> bool:
         """Add a chunk's part and use up its tile; False, and nothing done, where the dense path is called for."""
-        scale_C = weight_C / tile.sum_C
-        mass_V = scale_C @ tile.exp_CV
-        chosen_V = mass_V > self._tolerance
-        chosen_V[labels_C] = True
-        columns_U = chosen_V.nonzero().squeeze(1)
-        tail_V = mass_V.masked_fill_(chosen_V, 0)
+        exp_CV, scale_C = tile.exp_CV, weight_C / tile.sum_C
+        mass_V = scale_C @ exp_CV
+        broad_R = self._broadest(exp_CV, scale_C, weight_C, mass_V > self._limit(weight_C.numel()))
+        broad_RV = self._room_for(broad_R.numel(), exp_CV)
+        torch.mul(exp_CV[broad_R], scale_C[broad_R].unsqueeze(1), out=broad_RV)
+        scale_C.index_fill_(0, broad_R, 0)  # the other rows, from here on
+        mass_V.sub_(broad_RV.sum(dim=0)).clamp_(min=0)
+        columns_U = self._columns(mass_V, labels_C)
+        tail_V = mass_V.index_fill_(0, columns_U, 0)
         # Written so that NaN goes the dense way, where it spreads.
         small = bool(tail_V.sum() <= _LARGEST_TAIL * weight_C.sum())
         if not small or columns_U.numel() > _MOST_COLUMNS * mass_V.numel():
             return False
         # exp x scale is now the whole logit gradient, the target's -1 included.
-        tile.exp_CV.scatter_add_(1, labels_C.unsqueeze(1), -tile.sum_C.unsqueeze(1))
-        tail_C = self._add_columns(rows, tile, scale_C, columns_U)
-        self._add_tail(rows, tail_C, tail_V)
+        exp_CV.scatter_add_(1, labels_C.unsqueeze(1), -tile.sum_C.unsqueeze(1))
+        self._add_others(rows, exp_CV, scale_C, columns_U, tail_V)
+        self._broad.append((rows.start + broad_R, weight_C[broad_R], labels_C[broad_R]))
+        if self._num_broad >= _HELD_ROWS or len(self._tails) >= _HELD_TAILS:
+            self.finish()
         return True
 
     def finish(self) -> None:
-        """Add what is still held back: call it after the last chunk."""
-        if self._tails:
-            total_VD = self._gradients.weight_VD
-            assert total_VD is not None
-            tails_KV, means_KD = (torch.stack(part) for part in zip(*self._tails, strict=True))
-            total_VD.addmm_(tails_KV.T, means_KD, alpha=self._gradients.scale)
-            self._tails.clear()
+        """Add what is held back: call it after the last chunk."""
+        if not self._broad:
+            return
+        assert self._held_KV is not None
+        gradients, projection = self._gradients, self._gradients.projection
+        rows_K, weight_K, labels_K = (torch.cat(part) for part in zip(*self._broad, strict=True))
+        gradient_KV = self._held_KV[: rows_K.numel()]
+        columns_U = self._columns(gradient_KV.sum(dim=0), labels_K)
+        gradient_KV.scatter_add_(1, labels_K.unsqueeze(1), -weight_K.unsqueeze(1))
+        if gradients.bias_V is not None:
+            gradients.bias_V.add_(gradient_KV.sum(dim=0), alpha=gradients.scale)
+        if gradients.hidden_ND is not None:
+            if columns_U.numel() > _MOST_COLUMNS_HELD * gradient_KV.shape[1]:
+                hidden_KD = projection.times_weight(gradient_KV)
+            else:
+                hidden_KD = self._times_columns(gradient_KV, columns_U)
+            gradients.hidden_ND[rows_K] = hidden_KD.mul_(gradients.scale)
+        if gradients.weight_VD is not None:
+            all_KV = self._held_KV[: rows_K.numel() + len(self._tails)]
+            for tail_V, (row_V, _) in zip(all_KV[rows_K.numel() :], self._tails, strict=True):
+                tail_V.copy_(row_V)
+            states_KD = torch.cat(
+                [projection.hidden_ND[rows_K].to(projection.exact), *(d[None] for _, d in self._tails)]
+            )
+            gradients.weight_VD.addmm_(all_KV.T, states_KD, alpha=gradients.scale)
+        self._broad.clear()
+        self._tails.clear()
 
-    def _add_columns(self, rows: slice, tile: Tile, scale_C: Tensor, columns_U: Tensor) -> Tensor:
-        """The exact part; returns each row's tail, which is what its columns lack to sum to zero."""
+    @property
+    def _num_broad(self) -> int:
+        return sum(rows.numel() for rows, *_ in self._broad)
+
+    def _room_for(self, num_rows: int, exp_CV: Tensor) -> Tensor:
+        """Rows of the buffer after those that are held."""
+        if self._held_KV is None:
+            # No chunk has more than the first.
+            self._held_KV = exp_CV.new_empty(_HELD_ROWS - 1 + num_rows + _HELD_TAILS, exp_CV.shape[1])
+        return self._held_KV[self._num_broad : self._num_broad + num_rows]
+
+    def _limit(self, num_rows: int) -> float:
+        return self._tolerance * num_rows / _ROWS_PER_TOLERANCE
+
+    def _columns(self, mass_V: Tensor, labels_C: Tensor) -> Tensor:
+        """The words to treat exactly, in order."""
+        chosen_V = mass_V > self._limit(labels_C.numel())
+        chosen_V[labels_C] = True
+        return chosen_V.nonzero().squeeze(1)
+
+    def _broadest(self, exp_CV: Tensor, scale_C: Tensor, weight_C: Tensor, common_V: Tensor) -> Tensor:
+        """The rows with most mass outside the words that most rows have theirs in."""
+        inside_C = exp_CV.index_select(1, common_V.nonzero().squeeze(1)).sum(dim=1).mul_(scale_C)
+        count = min(weight_C.numel(), max(_FEWEST_BROAD, weight_C.numel() // _ROWS_PER_BROAD))
+        return (weight_C - inside_C).topk(count).indices
+
+    def _times_columns(self, gradient_KV: Tensor, columns_U: Tensor) -> Tensor:
+        """``gradient @ weight`` by some of its columns, the others having the mean row."""
+        projection = self._gradients.projection
+        total_KD: Tensor | float = 0.0
+        tail_K: Tensor | float = 0.0
+        for columns_B in columns_U.split(self._block):
+            gradient_KB = gradient_KV.index_select(1, columns_B)
+            total_KD = projection.mm(gradient_KB, projection.columns(columns_B)) + total_KD
+            tail_K = tail_K - gradient_KB.sum(dim=1)
+        assert isinstance(total_KD, Tensor), "the targets are among the columns"
+        assert isinstance(tail_K, Tensor)
+        return total_KD.addr_(tail_K, self._mean_row())
+
+    @property
+    def _block(self) -> int:
+        """So many words at a time, lest their part of the weight be copied as a whole."""
+        return max(1, _BLOCK_ELEMENTS // self._gradients.projection.hidden_ND.shape[1])
+
+    def _mean_row(self) -> Tensor:
+        if self._mean_D is None:
+            self._mean_D = self._gradients.projection.mean_row()
+        return self._mean_D
+
+    def _add_others(self, rows: slice, exp_CV: Tensor, scale_C: Tensor, columns_U: Tensor, tail_V: Tensor) -> None:
+        """Rows that are not broad; a broad row's scale is 0."""
         gradients, projection = self._gradients, self._gradients.projection
         hidden_CD = projection.hidden_ND[rows]
-        tail_C = torch.zeros_like(scale_C)
+        tail_C = torch.zeros_like(scale_C)  # what a row's columns lack to sum to zero
         total_CD = torch.zeros_like(hidden_CD, dtype=projection.exact)
-        for columns_B in columns_U.split(max(1, _BLOCK_ELEMENTS // hidden_CD.shape[1])):
-            gradient_CB = tile.exp_CV.index_select(1, columns_B).mul_(scale_C.unsqueeze(1))
+        for columns_B in columns_U.split(self._block):
+            gradient_CB = exp_CV.index_select(1, columns_B).mul_(scale_C.unsqueeze(1))
             tail_C -= gradient_CB.sum(dim=1)
             if gradients.bias_V is not None:
                 gradients.bias_V.index_add_(0, columns_B, gradient_CB.sum(dim=0), alpha=gradients.scale)
@@ -83,21 +172,14 @@ class ColumnSparse:
             if gradients.weight_VD is not None:
                 part_BD = projection.mm(gradient_CB.T, hidden_CD)
                 gradients.weight_VD.index_add_(0, columns_B, part_BD, alpha=gradients.scale)
-        if gradients.hidden_ND is not None:
-            gradients.hidden_ND[rows] = total_CD.mul_(gradients.scale)
-        return tail_C.clamp_(min=0)
-
-    def _add_tail(self, rows: slice, tail_C: Tensor, tail_V: Tensor) -> None:
-        gradients, projection = self._gradients, self._gradients.projection
+        tail_C.clamp_(min=0)
         if gradients.bias_V is not None:
             gradients.bias_V.add_(tail_V, alpha=gradients.scale)
         if gradients.hidden_ND is not None:
-            if self._mean_D is None:
-                self._mean_D = projection.mean_row()
-            gradients.hidden_ND[rows].addr_(tail_C, self._mean_D, alpha=gradients.scale)
-        total = tail_C.sum()
+            gradients.hidden_ND[rows] = total_CD.addr_(tail_C, self._mean_row()).mul_(gradients.scale)
         if gradients.weight_VD is not None:
-            mean_D = (tail_C @ projection.hidden_ND[rows].to(projection.exact)) / total.clamp(min=1e-30)
-            self._tails.append((tail_V, mean_D))
-            if len(self._tails) == _CHUNKS_PER_FLUSH:
-                self.finish()
+            self._tails.append((tail_V, _mean_state(tail_C, hidden_CD.to(projection.exact))))
+
+
+def _mean_state(tail_C: Tensor, hidden_CD: Tensor) -> Tensor:
+    return (tail_C @ hidden_CD) / tail_C.sum().clamp(min=torch.finfo(tail_C.dtype).tiny)
