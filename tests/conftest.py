@@ -13,6 +13,10 @@ from throwaway import postgres_directory, postgres_server, redis_binary, redis_s
 if TYPE_CHECKING:
     from service.jobs.database import Database
 
+# Before torch is imported, here and in every process that tests start: two threads that wait for each other crawl on a
+# busy machine, and sums that are compared bit for bit depend on how many threads share them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 _VLMEVAL_NAMES = ("VLM_DFT_VLMEVAL_PYTHON", "VLM_DFT_VLMEVAL_ROOT")
