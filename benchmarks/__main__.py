@@ -1,0 +1,71 @@
+"""``python -m benchmarks NAME``: one benchmark, one JSON line with "ratio", kept in benchmarks/results; ``all``: each.
+
+Each runs in a process of its own, on one thread. Knows the names; what they compare is told by their modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+NAMES = ("head", "head-memory", "step", "packing", "invariance", "input", "resume")
+RESULTS = Path(__file__).parent / "results"
+_VERSIONS = ("torch", "transformers", "trl", "numpy")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=(*NAMES, "all"))
+    name = parser.parse_args().name
+    if name == "all":
+        codes = [subprocess.run([sys.executable, "-m", "benchmarks", each]).returncode for each in NAMES]
+        return int(any(codes))
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        # Read when torch is loaded, by every library it brings.
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks", name], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        ).returncode
+    measured = importlib.import_module(f"benchmarks.{name.replace('-', '_')}").measure()
+    line = {"benchmark": name, **_rounded(measured), **_where()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(line, indent=2) + "\n")
+    print(json.dumps(line))
+    return 0
+
+
+def _where() -> dict[str, Any]:
+    """What the numbers depend on, without naming the machine."""
+    import torch
+
+    versions = {}
+    for package in _VERSIONS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} CPUs",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(entry) for entry in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
