@@ -49,13 +49,13 @@ def new_run(path: Path) -> RunDir:
 def asked_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of the items that are really generated, in order."""
     ids: list[str] = []
-    stream = Generator.stream
+    answers = Generator.answers
 
     def counted(self: Generator, items: Any, samples: Any = None) -> Any:
         ids.extend(item.id for item in items)
-        return stream(self, items, samples)
+        return answers(self, items, samples)
 
-    monkeypatch.setattr(Generator, "stream", counted)
+    monkeypatch.setattr(Generator, "answers", counted)
     return ids
 
 

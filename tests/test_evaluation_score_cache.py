@@ -36,13 +36,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Hash of the model for each answer that is really generated."""
     hashes: list[str] = []
-    stream = Generator.stream
+    answers = Generator.answers
 
     def counted(self: Generator, items: Any, samples: Any = None) -> Any:
         hashes.extend(item.id for item in items)
-        return stream(self, items, samples)
+        return answers(self, items, samples)
 
-    monkeypatch.setattr(Generator, "stream", counted)
+    monkeypatch.setattr(Generator, "answers", counted)
     return hashes
 
 
