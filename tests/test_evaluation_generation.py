@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_fixtures import PIXELS, colour_benchmark, colour_items, diverse_vlm, learned_vlm
@@ -15,10 +16,13 @@ import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
+from transformers import GenerationConfig
 
 from vlm_dft.config import GenerationSettings
+from vlm_dft.data.collate import collate
 from vlm_dft.data.encoding import Sample
 from vlm_dft.errors import EvaluationError
+from vlm_dft.evaluation.decoding import Decoder, Prompt
 from vlm_dft.evaluation.generation import Generator, GumbelNoise, end_token_ids, item_seed, max_positions
 from vlm_dft.evaluation.items import Item
 from vlm_dft.model import base_of, load
@@ -59,6 +63,31 @@ def test_an_answer_is_the_same_in_any_batch(diverse: Path, items: tuple[Item, ..
     assert len({answer.text for answer in together}) > 4  # the model does tell the items apart
 
 
+@pytest.mark.parametrize("places", [1, 2, 3, 8])
+def test_greedy_answers_are_those_of_transformers_generate(
+    diverse: Path, tiny_qwen2: Path, tiny_llama: Path, items: tuple[Item, ...], places: int
+) -> None:
+    """Token for token, with pictures and without, whoever leaves and joins while an answer is written."""
+    texts = tuple(Item(str(n), str(n), "Say " + "more " * n, None, "x") for n in range(7))
+    for path, asked_items in ((diverse, items), (tiny_qwen2, texts), (tiny_llama, texts)):
+        asked = generator(path, max_new_tokens=20)
+        samples = [sample for item in asked_items if isinstance(sample := asked.encoded(item), Sample)]
+        rooms = [1 + 7 * number % 20 for number in range(len(samples))]
+        prompts = (Prompt(sample, room) for sample, room in zip(samples, rooms, strict=True))
+        decoder = Decoder(asked.loaded, asked.end_token_ids, lambda scores_BV, _: scores_BV.argmax(-1))
+        found = dict(decoder.answers(prompts, places))
+        assert sorted(found) == list(range(len(samples)))
+        model: Any = base_of(asked.loaded.model)
+        for number, (sample, room) in enumerate(zip(samples, rooms, strict=True)):
+            inputs = collate([sample], asked.loaded.pad_token_id)
+            inputs.pop("labels")
+            settings = GenerationConfig(
+                max_new_tokens=room, eos_token_id=asked.end_token_ids, pad_token_id=asked.loaded.pad_token_id
+            )
+            output = model.generate(**inputs, generation_config=settings)
+            assert found[number] == output[0, len(sample) :].tolist()
+
+
 def test_sampling_is_seeded(diverse: Path, items: tuple[Item, ...]) -> None:
     first = generator(diverse, temperature=1.0).answers(items)
     assert generator(diverse, temperature=1.0).answers(items) == first
@@ -71,8 +100,8 @@ def test_gumbel_noise_draws_from_the_softmax() -> None:
     logits_V = torch.tensor([1.0, 0.0, -1.0, 2.0])
     temperature, draws = 0.7, 20_000
     probabilities_V = (logits_V / temperature).softmax(-1)
-    noise = GumbelNoise([item_seed(1, str(row)) for row in range(draws)], temperature, torch.device("cpu"))
-    chosen_B = noise(torch.empty(draws, 0, dtype=torch.long), logits_V.expand(draws, 4)).argmax(-1)
+    noise = GumbelNoise(temperature, torch.device("cpu"))
+    chosen_B = noise(logits_V.expand(draws, 4), [item_seed(1, str(row)) for row in range(draws)]).argmax(-1)
     for token, probability in enumerate(probabilities_V.tolist()):
         rate = float((chosen_B == token).float().mean())
         assert abs(rate - probability) < 4 * math.sqrt(probability * (1 - probability) / draws)

@@ -188,11 +188,11 @@ def test_an_evaluation_is_judged_and_says_so_and_holds_no_key(
     }
     generated: list[str] = []
 
-    def answers(self: Generator, items: Any, samples: Any = None) -> list[Generated]:
+    def stream(self: Generator, items: Any, samples: Any = None) -> list[tuple[int, Generated]]:
         generated.extend(item.id for item in items)
-        return [Generated(texts[item.id], "stop", 5) for item in items]
+        return [(index, Generated(texts[item.id], "stop", 5)) for index, item in enumerate(items)]
 
-    monkeypatch.setattr(Generator, "answers", answers)
+    monkeypatch.setattr(Generator, "stream", stream)
     by_rules = evaluate(config(benchmark), new_run(tmp_path / "rules"), tuned=str(model), base=None)[0]
     assert (by_rules.numerator, by_rules.judge, by_rules.judged) == (2, "none", 0)
 
@@ -222,11 +222,12 @@ def test_a_judge_that_fails_half_way_fails_the_score_and_is_gone_on_with(
     model = diverse_vlm(tmp_path / "model")
     calls: list[str] = []
 
-    def answers(self: Generator, items: Any, samples: Any = None) -> list[Generated]:
+    def stream(self: Generator, items: Any, samples: Any = None) -> list[tuple[int, Generated]]:
         calls.extend(item.id for item in items)
-        return [Generated(f"it looks like pick-A to me, friend {item.id}", "stop", 5) for item in items]
+        texts = (f"it looks like pick-A to me, friend {item.id}" for item in items)
+        return [(index, Generated(text, "stop", 5)) for index, text in enumerate(texts)]
 
-    monkeypatch.setattr(Generator, "answers", answers)
+    monkeypatch.setattr(Generator, "stream", stream)
     run = new_run(tmp_path / "run")
     failing = config(benchmark, judge=settings(stub, max_requests=5, parallel=1))
     with pytest.raises(EvaluationError, match="budget of 5 requests is spent"):

@@ -49,13 +49,13 @@ def new_run(path: Path) -> RunDir:
 def asked_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of the items that are really generated, in order."""
     ids: list[str] = []
-    answers = Generator.answers
+    stream = Generator.stream
 
     def counted(self: Generator, items: Any, samples: Any = None) -> Any:
         ids.extend(item.id for item in items)
-        return answers(self, items, samples)
+        return stream(self, items, samples)
 
-    monkeypatch.setattr(Generator, "answers", counted)
+    monkeypatch.setattr(Generator, "stream", counted)
     return ids
 
 

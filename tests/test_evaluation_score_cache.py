@@ -36,13 +36,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Hash of the model for each answer that is really generated."""
     hashes: list[str] = []
-    answers = Generator.answers
+    stream = Generator.stream
 
     def counted(self: Generator, items: Any, samples: Any = None) -> Any:
         hashes.extend(item.id for item in items)
-        return answers(self, items, samples)
+        return stream(self, items, samples)
 
-    monkeypatch.setattr(Generator, "answers", counted)
+    monkeypatch.setattr(Generator, "stream", counted)
     return hashes
 
 

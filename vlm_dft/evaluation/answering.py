@@ -1,4 +1,4 @@
-"""One model answers one benchmark: what is missing is generated, graded and put on disk, batch by batch.
+"""One model answers one benchmark: what is missing is generated, graded and put on disk, answer by answer.
 
 Knows nothing about how answers are generated (``generation``) or summed up. Torch-free.
 """
@@ -45,7 +45,7 @@ class Answer(Protocol):
 class Answerer(Protocol):
     """Who writes it (``generation.Generator``)."""
 
-    def answers(self, items: Sequence[Item], samples: Sequence[int] | None = None) -> Sequence[Answer]: ...
+    def stream(self, items: Sequence[Item], samples: Sequence[int] | None = None) -> Iterator[tuple[int, Answer]]: ...
 
 
 class Ask(NamedTuple):
@@ -87,9 +87,7 @@ class Answering:
             regrade,
         )
         wanted = [Ask(item, sample) for item in self.benchmark.items for sample in range(self.config.samples_per_item)]
-        for batch in self._batches(wanted, log):
-            answers = model.answers([ask.item for ask in batch], [ask.sample for ask in batch])
-            log.append([self._prediction(ask, answer) for ask, answer in zip(batch, answers, strict=True)])
+        self._generate(model, wanted, log)
         if self.judge is not None and self.benchmark_config.kind not in NEVER_JUDGED:
             log.replace(self._judged([log.done[ask.key] for ask in wanted], self.judge))
         return [log.done[ask.key] for ask in wanted]
@@ -120,17 +118,20 @@ class Answering:
     def grade(self, item: Item, response: str) -> Grade:
         return RULES[self.benchmark_config.kind].grade(item, response, self.latex)
 
-    def _batches(self, wanted: Sequence[Ask], log: PredictionLog) -> Iterator[list[Ask]]:
-        """Batches of what is missing, longest prompts first, so that memory runs out early or not at all."""
+    def _generate(self, model: Answerer, wanted: Sequence[Ask], log: PredictionLog) -> None:
+        """What is missing, longest prompts first, so that memory runs out early or not at all."""
         missing = [ask for ask in wanted if ask.key not in log.done]
         missing.sort(key=prompt_length(self.config.pixels), reverse=True)  # stable: an item's samples stay together
-        begun = time.monotonic()
-        for start in range(0, len(missing), self.config.batch_size):
-            elapsed = time.monotonic() - begun
-            left = elapsed / start * (len(missing) - start) if start else None
-            self._tell(len(wanted) - len(missing) + start, len(wanted), left)
-            yield missing[start : start + self.config.batch_size]
-        self._tell(len(wanted), len(wanted), 0.0)
+        known = len(wanted) - len(missing)
+        begun = told = time.monotonic()
+        self._tell(known, len(wanted), None if missing else 0.0)
+        answers = model.stream([ask.item for ask in missing], [ask.sample for ask in missing])
+        for done, (index, answer) in enumerate(answers, start=1):
+            log.append([self._prediction(missing[index], answer)])
+            now = time.monotonic()
+            if now - told > _PROGRESS_SECONDS or done == len(missing):
+                told = now
+                self._tell(known + done, len(wanted), (now - begun) / done * (len(missing) - done))
 
     def _tell(self, done: int, total: int, seconds_remaining: float | None, who: str = "") -> None:
         name = self.benchmark_config.name

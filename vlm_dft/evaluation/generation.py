@@ -11,22 +11,20 @@ Shape suffixes: B prompts of a batch, T padded tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from vlm_dft.config import GenerationSettings, PixelConfig
 from vlm_dft.data.canonical import ImagePart, Message, TextPart
-from vlm_dft.data.collate import collate
 from vlm_dft.data.encoding import Encoder, Sample
 from vlm_dft.errors import DatasetError, EvaluationError, OutOfMemoryError
+from vlm_dft.evaluation.decoding import Choose, Decoder, Prompt
 from vlm_dft.evaluation.items import Item
 from vlm_dft.evaluation.predictions import sample_id
 from vlm_dft.model import LoadedModel, base_of
@@ -49,25 +47,46 @@ class Generator:
         self.settings = settings
         self.encoder = Encoder(loaded.processor, pixels)
         self.end_token_ids = end_token_ids(loaded)
-        # What generate() is not told it reads from here.
-        base_of(loaded.model).generation_config = GenerationConfig()
 
     def answers(self, items: Sequence[Item], samples: Sequence[int] | None = None) -> list[Generated]:
-        """One answer per item. An item that cannot be asked gets an error; a model that fails raises.
+        """One answer per item, in their order; see stream."""
+        found = dict(self.stream(items, samples))
+        return [found[index] for index in range(len(items))]
 
-        samples: which sample of its item each answer is, 0 by default; it decides the seed where there is one.
+    def stream(self, items: Sequence[Item], samples: Sequence[int] | None = None) -> Iterator[tuple[int, Generated]]:
+        """(index of the item, answer), as answers end; batch_size are written at once.
+
+        An item that cannot be asked gets an error; a model that fails raises. samples: which sample of its item each
+        answer is, 0 by default; it decides the seed where there is one.
         Raises BenchmarkError for a picture that cannot be decoded, OutOfMemoryError, EvaluationError.
         """
-        prompts = {item.id: self.encoded(item) for item in items}
-        encoded = [prompts[item.id] for item in items]
-        if samples is not None:
-            encoded = [
-                replace(entry, row_id=sample_id(entry.row_id, sample)) if isinstance(entry, Sample) else entry
-                for entry, sample in zip(encoded, samples, strict=True)
-            ]
-        asked = [sample for sample in encoded if isinstance(sample, Sample)]
-        answered = iter(self._generated(asked) if asked else [])
-        return [entry if isinstance(entry, Generated) else next(answered) for entry in encoded]
+        names = [sample_id(item.id, sample) for item, sample in zip(items, samples or [0] * len(items), strict=True)]
+        refused: list[tuple[int, Generated]] = []
+        asked: list[int] = []
+
+        def prompts() -> Iterator[Prompt]:
+            last: tuple[str, Sample | Generated] | None = None
+            for index, item in enumerate(items):
+                if last is None or last[0] != item.id:  # several samples of one item follow each other
+                    last = item.id, self.encoded(item)
+                entry = last[1]
+                if isinstance(entry, Generated):
+                    refused.append((index, entry))
+                else:
+                    asked.append(index)
+                    yield Prompt(entry, self._room(entry))
+
+        decoder = Decoder(self.loaded, self.end_token_ids, self._choose(names, asked))
+        try:
+            for number, tokens in decoder.answers(prompts(), self.settings.batch_size):
+                yield asked[number], self._answer(tokens)
+        except torch.OutOfMemoryError:
+            raise OutOfMemoryError(
+                f"no memory left to generate {self.settings.batch_size} answers at once: lower batch_size, "
+                "max_new_tokens or max_pixels",
+                param="evaluation.batch_size",
+            ) from None
+        yield from refused
 
     def encoded(self, item: Item) -> Sample | Generated:
         """The item's prompt as tensors, or the answer that says why it cannot be asked."""
@@ -92,76 +111,45 @@ class Generator:
         """Tokens that the answer may have."""
         return min(self.settings.max_new_tokens, max_positions(self.loaded) - len(sample))
 
-    def _generated(self, samples: Sequence[Sample]) -> list[Generated]:
-        batch = collate(samples, self.loaded.pad_token_id, side="left")
-        batch.pop("labels")
-        inputs = {name: tensor.to(self.loaded.device) for name, tensor in batch.items()}
-        rooms = [self._room(sample) for sample in samples]
-        config = GenerationConfig(
-            max_new_tokens=max(rooms),
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            eos_token_id=self.end_token_ids,
-            pad_token_id=self.loaded.pad_token_id,
-        )
-        model: Any = base_of(self.loaded.model)  # PreTrainedModel's stub does not know generate
-        try:
-            with torch.no_grad():  # not inference_mode: what a model in training keeps must stay usable for it
-                output_BT = model.generate(
-                    **inputs, generation_config=config, logits_processor=self._processors(samples)
-                )
-        except torch.OutOfMemoryError:
-            raise OutOfMemoryError(
-                f"no memory left to generate {len(samples)} answers at once: lower batch_size, max_new_tokens or "
-                "max_pixels",
-                param="evaluation.batch_size",
-            ) from None
-        assert isinstance(output_BT, Tensor)
-        rows = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._answer(row[:room]) for row, room in zip(rows, rooms, strict=True)]
+    def _choose(self, names: Sequence[str], asked: Sequence[int]) -> Choose:
+        """The arg-max of the scores, or of a draw. Raises EvaluationError where a broken model has no arg-max."""
+        noise = GumbelNoise(self.settings.temperature, self.loaded.device)
 
-    def _processors(self, samples: Sequence[Sample]) -> LogitsProcessorList:
-        processors = LogitsProcessorList([BrokenModelCheck([sample.row_id for sample in samples])])
-        if self.settings.temperature > 0:
-            seeds = [item_seed(self.settings.seed, sample.row_id) for sample in samples]
-            processors.append(GumbelNoise(seeds, self.settings.temperature, self.loaded.device))
-        return processors
+        def choose(scores_BV: Tensor, numbers: Sequence[int]) -> Tensor:
+            rows = [names[asked[number]] for number in numbers]
+            broken_B = scores_BV.isnan().any(-1)
+            if broken_B.any():
+                name = rows[int(broken_B.int().argmax())]
+                raise EvaluationError(f"the model computes values that are not numbers on item {name}: it is broken")
+            if self.settings.temperature > 0:
+                scores_BV = noise(scores_BV, [item_seed(self.settings.seed, name) for name in rows])
+            return scores_BV.argmax(-1)
+
+        return choose
 
     def _answer(self, tokens: list[int]) -> Generated:
-        """tokens: the answer, its end token, and padding where other answers were longer."""
-        end = next((index for index, token in enumerate(tokens) if token in self.end_token_ids), None)
-        kept = tokens if end is None else tokens[:end]
+        """tokens: the answer with its end token, if it came to one."""
+        ended = tokens[-1] in self.end_token_ids
+        kept = tokens[:-1] if ended else tokens
         text = self.loaded.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
-        return Generated(text, "length" if end is None else "stop", len(kept) + (end is not None))
+        return Generated(text, "stop" if ended else "length", len(tokens))
 
 
-class BrokenModelCheck(LogitsProcessor):
-    """Raises EvaluationError where a broken model would otherwise answer with its first token for ever."""
+class GumbelNoise:
+    """Makes the arg-max a draw from softmax(scores / temperature), each prompt from a generator of its own."""
 
-    def __init__(self, item_ids: Sequence[str]) -> None:
-        self.item_ids = item_ids
+    def __init__(self, temperature: float, device: torch.device) -> None:
+        self.temperature, self.device = temperature, device
+        self._generators: dict[int, torch.Generator] = {}
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        broken_B = scores.isnan().any(-1)
-        if broken_B.any():
-            item = self.item_ids[int(broken_B.int().argmax())]
-            raise EvaluationError(f"the model computes values that are not numbers on item {item}: it is broken")
-        return scores
-
-
-class GumbelNoise(LogitsProcessor):
-    """Makes the arg-max a draw from softmax(logits / temperature), each row from its own generator."""
-
-    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
-        self.temperature = temperature
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noisy_BV = scores.float() / self.temperature
-        for row_V, generator in zip(noisy_BV, self.generators, strict=True):
-            row_V -= torch.empty_like(row_V).exponential_(generator=generator).log()
+    def __call__(self, scores_BV: Tensor, seeds: Sequence[int]) -> Tensor:
+        """seeds: of each row's prompt; a seed that was seen before goes on where it was."""
+        noisy_BV = scores_BV / self.temperature
+        for row_V, seed in zip(noisy_BV, seeds, strict=True):
+            if seed not in self._generators:
+                self._generators[seed] = torch.Generator(self.device).manual_seed(seed)
+            row_V -= torch.empty_like(row_V).exponential_(generator=self._generators[seed]).log()
         return noisy_BV
 
 
