@@ -18,7 +18,7 @@ from throwaway import wait_until
 from service.jobs import store
 from service.jobs.phases import Kind
 from service.jobs.tables import Job, Outbox
-from vlm_dft.results import ErrorRecord, Progress
+from vlm_dft.results import ErrorRecord, Histogram, Progress
 from vlm_dft.run_dir import RunDir
 
 CRASHED = ErrorRecord(code="trainer_crashed", message="exit code 1", retryable=True)
@@ -245,9 +245,51 @@ def test_metrics_of_all_attempts_hold_each_step_once(api: Api) -> None:
     assert [(a["attempt"], a["exit_reason"]) for a in attempts] == [(1, "killed"), (2, None)]
 
 
+def test_histograms_of_all_attempts_are_shown_once(api: Api) -> None:
+    job = submit(api, api.ready_file(api.client()))
+    first = api.claim(job["id"])
+    for step, split in ((0, "train"), (0, "validation"), (2, "train"), (4, "train")):
+        write_histograms(first.run_path, step, split, (1, 2))
+    with api.database.write() as s:
+        store.crash(s, first, "killed", CRASHED, max_crashes=3)
+    second = api.claim(job["id"])
+    write_histograms(second.run_path, 4, "train", (5, 6))
+    write_histograms(second.run_path, 6, "train", (7, 8), parts=("reasoning",))  # killed before the other line
+
+    path = f"/v1/fine_tuning/jobs/{job['id']}/histograms"
+    data = api.http().get(path).json()["data"]
+    assert [(h["step"], h["split"], h["part"], h["counts"], h["attempt"]) for h in data] == [
+        *((0, split, *rest) for split in ("train", "held_out") for rest in three([1, 2], 1)),
+        *((2, "train", *rest) for rest in three([1, 2], 1)),
+        *((4, "train", *rest) for rest in three([5, 6], 2)),
+        (6, "train", "reasoning", [7, 8], 2),
+    ]
+    assert data[0]["bin_edges"] == [0.0, 0.5, 1.0]
+    assert (data[2]["num_tokens"], data[2]["num_rows"]) == (6, 1)
+    assert {h["step"] for h in api.http().get(f"{path}?from_step=1&to_step=3").json()["data"]} == {2}
+    assert api.http().get(f"{path}?from_step=4&to_step=3").json()["error"]["param"] == "to_step"
+    assert api.http(api.key("other")).get(path).json()["error"]["code"] == "job_not_found"
+
+
+def three(counts: list[int], attempt: int) -> list[tuple[str, list[int], int]]:
+    return [("reasoning", counts, attempt), ("answer", counts, attempt), ("all", [2 * n for n in counts], attempt)]
+
+
+def write_histograms(
+    path: Path, step: int, split: Any, counts: tuple[int, int], parts: Any = ("reasoning", "answer")
+) -> None:
+    for part in parts:
+        RunDir(path).append_histogram(
+            Histogram(
+                step=step, split=split, part=part, counts=counts, num_tokens=sum(counts), num_rows=1, time=float(step)
+            )
+        )
+
+
 def test_outputs_of_a_job_that_never_ran_are_empty(api: Api) -> None:
     path = f"/v1/fine_tuning/jobs/{submit(api, api.ready_file(api.client()))['id']}"
     assert api.http().get(f"{path}/metrics").json()["data"] == []
+    assert api.http().get(f"{path}/histograms").json()["data"] == []
     assert api.http().get(f"{path}/logs").json() == {
         "object": "job.log",
         "job_id": path.rsplit("/", 1)[1],

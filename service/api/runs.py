@@ -1,4 +1,4 @@
-"""What the API reads from run directories: metrics over all attempts, the trainer's log, predictions.
+"""What the API reads from run directories: metrics and histograms over all attempts, the trainer's log, predictions.
 
 A run directory is written by one trainer while we read: every line that ends is whole, and nothing here locks.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from service.errors import NotFoundError
 from service.jobs.tables import Attempt
+from vlm_dft.results import Histogram
 from vlm_dft.run_dir import RunDir
 
 
@@ -34,6 +35,43 @@ def merged_metrics(attempts: Sequence[Attempt], from_step: int, to_step: int | N
     kinds = (probed, held_out, training)
     steps = sorted({step for kind in kinds for step in kind})
     return [{key: value for kind in kinds for key, value in kind.get(step, {}).items()} for step in steps]
+
+
+def merged_histograms(attempts: Sequence[Attempt], from_step: int, to_step: int | None) -> list[dict[str, Any]]:
+    """Each histogram once, as the newest attempt measured it: by step, split (train first) and part, all at last.
+
+    The part all is the sum of reasoning and answer; a process that was killed between the two has left none.
+    """
+    measured: dict[tuple[int, str], dict[str, tuple[Histogram, int]]] = {}
+    for attempt in sorted(attempts, key=lambda attempt: attempt.attempt):
+        for found in RunDir(Path(attempt.run_path)).read_histograms(from_step, to_step):
+            measured.setdefault((found.step, found.split), {})[found.part] = (found, attempt.attempt)
+    shown = []
+    for key in sorted(measured):  # "train" is before "validation"
+        parts = measured[key]
+        shown += [_histogram(part, *parts[part]) for part in ("reasoning", "answer") if part in parts]
+        if len(parts) == 2:
+            shown.append(_sum_of(*shown[-2:]))
+    return shown
+
+
+def _histogram(part: str, found: Histogram, attempt: int) -> dict[str, Any]:
+    num_bins = len(found.counts)
+    return {
+        "step": found.step,
+        "split": "held_out" if found.split == "validation" else found.split,
+        "part": part,
+        "bin_edges": [number / num_bins for number in range(num_bins + 1)],
+        "counts": list(found.counts),
+        "num_tokens": found.num_tokens,
+        "num_rows": found.num_rows,
+        "attempt": attempt,
+    }
+
+
+def _sum_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    counts = [a + b for a, b in zip(one["counts"], other["counts"], strict=True)]
+    return {**one, "part": "all", "counts": counts, "num_tokens": one["num_tokens"] + other["num_tokens"]}
 
 
 def log_tail(attempts: Sequence[Attempt], number: int | None, tail_bytes: int) -> tuple[int | None, str]:

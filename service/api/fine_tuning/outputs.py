@@ -1,4 +1,4 @@
-"""What a job leaves behind: events, also as a stream, checkpoints, attempts, metrics, log. Reads only."""
+"""What a job leaves behind: events, also as a stream, checkpoints, attempts, metrics, histograms, log. Reads only."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from service.api.fine_tuning.responses import (
     FineTuningCheckpoint,
     FineTuningJobEvent,
     JobAttempt,
+    JobHistogram,
+    JobHistograms,
     JobLog,
     JobMetrics,
 )
 from service.api.fine_tuning.view import show_attempt, show_checkpoint, show_event
-from service.api.runs import log_tail, merged_metrics
+from service.api.runs import log_tail, merged_histograms, merged_metrics
 from service.api.schemas import ListPage
 from service.errors import InvalidRequestError
 from service.jobs import store
 from service.jobs.database import Database
 from service.jobs.phases import TERMINAL, Kind, Phase, openai_status
+from service.jobs.tables import Attempt
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
 
@@ -33,6 +36,7 @@ _LARGEST = 2**53
 
 Sequence = Annotated[int | None, Query(ge=0, le=_LARGEST)]
 Step = Annotated[int, Query(ge=0, le=_LARGEST)]
+LastStep = Annotated[int | None, Query(ge=0, le=_LARGEST)]
 TailBytes = Annotated[int, Query(ge=1, le=2**20, description="Bytes of the end, whole lines.")]
 AttemptNumber = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Not given: the newest.")]
 
@@ -124,15 +128,29 @@ def job_metrics(
     project: Project,
     database: DatabaseNow,
     from_step: Step = 0,
-    to_step: Annotated[int | None, Query(ge=0, le=_LARGEST)] = None,
+    to_step: LastStep = None,
 ) -> JobMetrics:
     """Numbers of every logged step from from_step to to_step, both included."""
+    attempts = _attempts(database, project, job_id, from_step, to_step)
+    return JobMetrics(job_id=job_id, data=merged_metrics(attempts, from_step, to_step))
+
+
+@router.get("/histograms")
+def job_histograms(
+    job_id: str, project: Project, database: DatabaseNow, from_step: Step = 0, to_step: LastStep = None
+) -> JobHistograms:
+    """Histograms of target probabilities on a fixed probe of training and held-out rows."""
+    attempts = _attempts(database, project, job_id, from_step, to_step)
+    found = [JobHistogram(**one) for one in merged_histograms(attempts, from_step, to_step)]
+    return JobHistograms(job_id=job_id, data=found)
+
+
+def _attempts(database: Database, project: str, job_id: str, from_step: int, to_step: int | None) -> list[Attempt]:
     if to_step is not None and to_step < from_step:
         raise InvalidRequestError(f"to_step: {to_step} is before from_step {from_step}", param="to_step")
     with database.read() as s:
         store.get_job(s, project, job_id, Kind.FINE_TUNING)
-        attempts = store.list_attempts(s, job_id)
-    return JobMetrics(job_id=job_id, data=merged_metrics(attempts, from_step, to_step))
+        return store.list_attempts(s, job_id)
 
 
 @router.get("/logs")

@@ -124,6 +124,32 @@ class JobMetrics(ResponseModel):
     """By step; vlm_dft.results.StepMetrics, ValidationMetrics and the attempt."""
 
 
+class JobHistogram(ResponseModel):
+    """How probable the targets of a fixed set of rows were at one step (Figure 2 of the DFT paper)."""
+
+    step: int
+    split: Literal["train", "held_out"]
+    part: Literal["reasoning", "answer", "all"]
+    """reasoning: from <think> to </think>. answer: every other supervised token. all: both."""
+    bin_edges: list[float]
+    """One more than counts: 0, 0.05, ... 1. A bin holds its lower edge, the last one its upper edge too."""
+    counts: list[int]
+    """Tokens whose probability lies in each bin."""
+    num_tokens: int
+    """Sum of counts."""
+    num_rows: int
+    attempt: int
+
+
+class JobHistograms(ResponseModel):
+    """histograms.jsonl over all attempts: each measurement once, as its newest attempt made it."""
+
+    object: Literal["job.histograms"] = "job.histograms"
+    job_id: str
+    data: list[JobHistogram]
+    """By step, split and part: before the first step, at each probe_every_steps, and at the end."""
+
+
 class JobLog(ResponseModel):
     """The end of what the trainer process printed."""
 
