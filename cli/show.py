@@ -1,9 +1,9 @@
-"""Look and cancel: `vlm-dft jobs`, `logs`, `cancel`, `models`, through the openai client."""
+"""Look and cancel: `vlm-dft jobs`, `logs`, `histograms`, `cancel`, `models`, through the openai client."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -13,6 +13,7 @@ from cli.watch import TERMINAL, job_path
 
 _FOLLOW_SECONDS = 1.0
 JOB_ID_WIDTH = 30
+_BARS = " ▁▂▃▄▅▆▇█"
 
 models_app = typer.Typer(help="List and delete models.", invoke_without_command=True)
 
@@ -52,6 +53,31 @@ def _new_part(before: str, after: str) -> str:
     last = before.rstrip("\n").rsplit("\n", 1)[-1] + "\n"
     at = after.rfind(last) if before else -1
     return after[at + len(last) :] if at >= 0 else after
+
+
+def histograms(job_id: Annotated[str, typer.Argument()]) -> None:
+    """Show how probable the targets of the probe's rows were, step by step: p from 0 on the left to 1 on the right."""
+    with readable_errors():
+        found = get(connect(), f"{job_path(job_id)}/histograms")["data"]
+    table = Table("rows", "part", "step", "tokens", "p = 0 ... 1", "p < 0.1", "p > 0.9", box=None)
+    for one in sorted(found, key=lambda one: (one["split"] != "train", one["part"], one["step"])):
+        low, high = (f"{share:.0%}" if one["num_tokens"] else "" for share in _tails(one))
+        bars = _bars(one["counts"])
+        table.add_row(one["split"], one["part"], str(one["step"]), str(one["num_tokens"]), bars, low, high)
+    out.print(table)
+
+
+def _bars(counts: list[int]) -> str:
+    """One character per bin, as high as its share of the largest; none of a bin with tokens is empty."""
+    largest = max(max(counts), 1)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // largest)] for count in counts)
+
+
+def _tails(one: dict[str, Any]) -> tuple[float, float]:
+    """Shares of tokens below 0.1 and above 0.9."""
+    edges, counts, total = one["bin_edges"], one["counts"], max(one["num_tokens"], 1)
+    low = sum(count for edge, count in zip(edges[1:], counts, strict=True) if edge <= 0.1)
+    return low / total, sum(count for edge, count in zip(edges[:-1], counts, strict=True) if edge >= 0.9) / total
 
 
 def cancel(job_id: Annotated[str, typer.Argument()]) -> None:

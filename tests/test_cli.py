@@ -60,6 +60,10 @@ def test_submit_follows_a_job_to_its_model_and_scores(service: RunningService, d
     assert job_id in service.run("jobs").stdout
     assert "step" in service.run("watch", job_id).stdout
     assert "succeeded" in service.run("logs", job_id).stdout
+    for step in (0, 2):
+        assert re.search(
+            rf"train +all +{step} +\d+ +[ ▁▂▃▄▅▆▇█]+ +\d+% +\d+%", service.run("histograms", job_id).stdout
+        )
     assert tuned in service.run("models").stdout
     refused = service.run("cancel", job_id)
     assert refused.returncode == 1
