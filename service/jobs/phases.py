@@ -33,6 +33,8 @@ QUEUE_OF: Final = {Kind.FINE_TUNING: Queue.GPU, Kind.EVALUATION: Queue.GPU, Kind
 class Phase(StrEnum):
     """Where a job is."""
 
+    CREATED = "created"
+    """Waits for its owner to start it (auto_start: false)."""
     QUEUED = "queued"
     """Waits for a worker."""
     RECOVERING = "recovering"
@@ -46,6 +48,10 @@ class Phase(StrEnum):
     CHECKPOINTING = "checkpointing"
     EXPORTING = "exporting"
     EVALUATING = "evaluating"
+    PAUSING = "pausing"
+    """Pause was asked for; the process is writing its checkpoint."""
+    PAUSED = "paused"
+    """Holds no device; waits for its owner to resume it from its newest checkpoint."""
     CANCELLING = "cancelling"
     """Cancel was asked for; the worker is ending the process."""
     SUCCEEDED = "succeeded"
@@ -53,35 +59,47 @@ class Phase(StrEnum):
     CANCELLED = "cancelled"
 
 
+HELD: Final = frozenset({Phase.CREATED, Phase.PAUSED})
+"""Phases that only the job's owner ends."""
 WAITING: Final = frozenset({Phase.QUEUED, Phase.RECOVERING})
 TERMINAL: Final = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
-ACTIVE: Final = frozenset(Phase) - WAITING - TERMINAL
+ACTIVE: Final = frozenset(Phase) - HELD - WAITING - TERMINAL
 """Phases in which a worker holds a lease."""
-WORKING: Final = ACTIVE - {Phase.CANCELLING}
+STOPPING: Final = frozenset({Phase.PAUSING, Phase.CANCELLING})
+"""Active, but the user has asked the worker to stop; no progress report changes them."""
+WORKING: Final = ACTIVE - STOPPING
 
 _STATUS: Final = {
+    Phase.CREATED: "queued",
     Phase.QUEUED: "queued",
     Phase.RECOVERING: "queued",
+    Phase.PAUSED: "queued",
     Phase.SUCCEEDED: "succeeded",
     Phase.FAILED: "failed",
     Phase.CANCELLED: "cancelled",
 }
+_AFTER: Final = {
+    Phase.CREATED: frozenset({Phase.QUEUED, Phase.CANCELLED}),
+    Phase.PAUSED: frozenset({Phase.QUEUED, Phase.CANCELLED, Phase.FAILED}),
+    Phase.PAUSING: TERMINAL | {Phase.PAUSED, Phase.RUNNING, Phase.CANCELLING},
+    Phase.CANCELLING: TERMINAL,
+    **dict.fromkeys(WAITING, frozenset({Phase.STARTING, Phase.PAUSED, Phase.CANCELLED, Phase.FAILED})),
+    **dict.fromkeys(WORKING, frozenset(Phase) - HELD),
+    **dict.fromkeys(TERMINAL, frozenset[Phase]()),
+}
 
 
 def openai_status(phase: Phase) -> str:
-    """OpenAI's status of a phase: every phase in which a worker holds the job is ``running``."""
+    """OpenAI's status of a phase: every phase in which a worker holds the job is ``running``.
+
+    A job that its owner holds back is ``queued``: the stock client's type has no other word for it.
+    """
     return _STATUS.get(phase, "running")
 
 
 def may_follow(before: Phase, after: Phase) -> bool:
     """Whether a job in phase ``before`` may move to ``after``."""
-    if before in TERMINAL:
-        return False
-    if before in WAITING:
-        return after in {Phase.STARTING, Phase.CANCELLED, Phase.FAILED}
-    if before is Phase.CANCELLING:
-        return after in TERMINAL
-    return True
+    return after in _AFTER[before]
 
 
 def phases_before(after: Phase) -> frozenset[Phase]:
@@ -89,7 +107,18 @@ def phases_before(after: Phase) -> frozenset[Phase]:
     return frozenset(phase for phase in Phase if may_follow(phase, after))
 
 
-NEVER_RETRIED: Final = frozenset({"invalid_training_file", "gpu_oom", "nan_loss", "invalid_config"})
+class Stop(StrEnum):
+    """Why a worker is to stop a job that it runs, the most pressing reason first."""
+
+    CANCEL = "cancel"
+    """The user wants it ended."""
+    TIMEOUT = "timeout"
+    """Its deadline has passed: write a checkpoint, then it fails."""
+    PAUSE = "pause"
+    """The user wants the device back: write a checkpoint."""
+
+
+NEVER_RETRIED: Final = frozenset({"invalid_training_file", "gpu_oom", "nan_loss", "invalid_config", "timeout"})
 """Failures that the same job would meet again."""
 
 

@@ -30,6 +30,10 @@ JSONDocument = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "p
 
 WAITING_SQL = "phase IN ('queued', 'recovering')"
 """phases.WAITING as literal SQL: a partial index serves only queries that repeat its condition word for word."""
+DEADLINE_SQL = "deadline_at IS NOT NULL AND finished_at IS NULL"
+"""Jobs that a deadline may still end, as literal SQL."""
+_LINE = ("queue", "priority", "phase", "project", "api_key_id")
+"""What jobs that only their age tells apart have in common."""
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -64,8 +68,9 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         # Partial: neither the claim nor the reaper ever looks at finished jobs, however many there are.
-        Index("ix_jobs_waiting", "queue", "priority", "phase", "project", "queued_at", "id", **_where(WAITING_SQL)),
-        Index("ix_jobs_leased", "queue", "project", "lease_until", **_where("lease_until IS NOT NULL")),
+        Index("ix_jobs_waiting", *_LINE, "queued_at", "id", **_where(WAITING_SQL)),
+        Index("ix_jobs_leased", "queue", "project", "api_key_id", "lease_until", **_where("lease_until IS NOT NULL")),
+        Index("ix_jobs_deadline", "deadline_at", **_where(DEADLINE_SQL)),
         Index("ix_jobs_listing", "project", "kind", "created_at", "id"),
         Index("ix_jobs_training_file", "training_file"),
         Index("ix_jobs_validation_file", "validation_file"),
@@ -75,6 +80,8 @@ class Job(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     """ftjob-..., eval-... or val-..."""
     project: Mapped[str]
+    api_key_id: Mapped[str | None]
+    """The key that submitted it; None: the service's own key, or none was needed."""
     kind: Mapped[str]
     queue: Mapped[str]
     phase: Mapped[str]
@@ -87,6 +94,10 @@ class Job(Base):
     """When its last wake-up was written to the outbox; the janitor repeats it after a silence."""
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    deadline_seconds: Mapped[float | None]
+    """How long after it was queued the job must have ended."""
+    deadline_at: Mapped[float | None]
+    """The same as a time; None as long as it was not started."""
 
     attempt: Mapped[int] = mapped_column(default=0)
     """Claims so far; the first run is attempt 1."""
