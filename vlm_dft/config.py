@@ -13,26 +13,13 @@ from pydantic import Field, model_validator
 
 from vlm_dft.frozen import Frozen
 from vlm_dft.objective_config import ObjectiveConfig
+from vlm_dft.pixel_config import PixelConfig as PixelConfig
+from vlm_dft.preflight_config import PreflightConfig as PreflightConfig
 
 DatasetFormat = Literal["wethink", "openai", "sharegpt"]
 BenchmarkKind = Literal["mathverse", "mathvision", "wemath", "text_math", "custom"]
 Scoring = Literal["option", "number", "latex", "exact"]
 Backend = Literal["auto", "native", "vlmevalkit"]
-
-
-class PixelConfig(Frozen):
-    """How large an image may be, in pixels after resizing; one visual token covers 28 x 28 of them."""
-
-    min_pixels: int = Field(default=4 * 28 * 28, ge=28 * 28, le=16384 * 28 * 28)
-    """Smaller images are enlarged to this many pixels."""
-    max_pixels: int = Field(default=1280 * 28 * 28, ge=28 * 28, le=16384 * 28 * 28)
-    """Larger images are shrunk to this many pixels, keeping the aspect ratio."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} is larger than max_pixels {self.max_pixels}")
-        return self
 
 
 class FullConfig(Frozen):
@@ -357,21 +344,25 @@ class SupervisionConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """config.json of a run directory: a validation, or a training, an evaluation, or both."""
+    """config.json of a run directory: a validation, or a preflight, or a training, an evaluation, or both."""
 
     run_id: str
     """Name in logs and reports; the service puts the job's id here."""
     validation: ValidationConfig | None = None
+    preflight: PreflightConfig | None = None
     train: TrainConfig | None = None
     evaluation: EvalConfig | None = None
     supervision: SupervisionConfig | None = None
 
     @model_validator(mode="after")
     def _does_something_sensible(self) -> Self:
-        if self.validation is not None and (self.train is not None or self.evaluation is not None):
-            raise ValueError("a validation runs alone: leave out train and evaluation")
-        if self.validation is None and self.train is None and self.evaluation is None:
-            raise ValueError("nothing to do: give validation, train or evaluation")
+        alone = [name for name in ("validation", "preflight") if getattr(self, name) is not None]
+        if alone and (len(alone) > 1 or self.train is not None or self.evaluation is not None):
+            raise ValueError(f"a {alone[0]} runs alone: leave out the other parts")
+        if not alone and self.train is None and self.evaluation is None:
+            raise ValueError("nothing to do: give validation, preflight, train or evaluation")
+        if alone:
+            return self
         if self.train is None and self.evaluation is not None and self.evaluation.model is None:
             raise ValueError("evaluation.model is needed when the run does not train")
         if self.train is None and self.evaluation is not None and self.evaluation.include_base:

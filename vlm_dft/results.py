@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from vlm_dft.preflight_report import PreflightReport
+
 Phase = Literal["starting", "validating", "loading_model", "running", "checkpointing", "exporting", "evaluating"]
 
 
@@ -282,3 +284,4 @@ class RunResult(Record):
     evaluation_error: ErrorRecord | None = None
     """The evaluation's failure, which does not fail the training."""
     validation: ValidationReport | None = None
+    preflight: PreflightReport | None = None
