@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vlm_dft.demo", description=__doc__)
     parser.add_argument("out", type=Path, help="directory to write into")
     parser.add_argument("--train", type=int, default=4000, help="records of start.tar.gz")
-    parser.add_argument("--tune", type=int, default=2000, help="records of tune.tar.gz")
+    parser.add_argument("--tune", type=int, default=3000, help="records of tune.tar.gz")
     parser.add_argument("--validation", type=int, default=200, help="records of validation.tar.gz")
     parser.add_argument("--held-out", type=int, default=180, help="items of each benchmark, a multiple of 3")
     parser.add_argument("--seed", type=int, default=0)
