@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from vlm_dft.frozen import Frozen
 from vlm_dft.objective_config import ObjectiveConfig
-from vlm_dft.pixel_config import PixelConfig as PixelConfig
-from vlm_dft.preflight_config import PreflightConfig as PreflightConfig
+from vlm_dft.pixel_config import PixelConfig
+from vlm_dft.preflight_config import PreflightConfig
 
 DatasetFormat = Literal["wethink", "openai", "sharegpt"]
 BenchmarkKind = Literal["mathverse", "mathvision", "wemath", "text_math", "custom"]
