@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.client import EXIT_FAILED, err, out
 from vlm_dft.config import BenchmarkKind, Scoring
@@ -33,7 +33,15 @@ def list_benchmarks() -> None:
             f"none in {directory}; known are {', '.join(PUBLISHED)}: vlm-dft benchmarks add PATH", highlight=False
         )
         return
-    table = Table("benchmark", "kind", "items", "with pictures", "as published", "path", box=None)
+    table = Table(
+        Column("benchmark", no_wrap=True),
+        "kind",
+        "items",
+        "with pictures",
+        "as published",
+        Column("path", overflow="fold"),
+        box=None,
+    )
     for name, each in found.items():
         manifest = each.manifest
         counts = (str(manifest.items), str(manifest.pictures), _WORDS[manifest.published]) if manifest else ("", "", "")
