@@ -10,7 +10,7 @@
     ├── PermissionDeniedError       403  permission_denied
     ├── NotFoundError               404  not_found                absent, or another project's
     ├── TooLargeError               413  request_too_large
-    ├── QuotaExceededError          429  insufficient_quota       never retried by the client
+    ├── QuotaExceededError          429  quota_exceeded           never retried by the client
     ├── RateLimitedError            429  rate_limit_exceeded      retried after retry_after_seconds
     ├── UnavailableError            503  unavailable              retried after retry_after_seconds
     └── StorageFullError            507  disk_full                never retried by the client
@@ -21,7 +21,7 @@ default message; ``param`` is a dotted path into the request. 409 is not used: t
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ServiceError(Exception):
@@ -127,8 +127,13 @@ class QuotaExceededError(ServiceError):
     """A quota of the project is used up."""
 
     status = 429
-    code = "insufficient_quota"
+    code = "quota_exceeded"
     type = "insufficient_quota"
+
+    def __init__(self, message: str | None = None, *, details: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.details = details or {}
+        """quota, limit, used and requested: they join the error's own keys."""
 
 
 class RateLimitedError(ServiceError):

@@ -13,7 +13,8 @@ from api_server import JSONL, Api, serve
 
 from service.jobs import keys
 from service.jobs.phases import Kind
-from service.jobs.tables import ApiKey, Job
+from service.jobs.tables import Job
+from service.jobs.tenancy_tables import ApiKey
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from service.jobs.database import Database
 from service.jobs.models import HUB_MODELS, ModelRegistry, alias
 from service.jobs.phases import Queue
 from service.jobs.submission import RETRY_SECONDS
-from service.jobs.tables import ApiKey, IdempotencyKey
+from service.jobs.tables import IdempotencyKey
+from service.jobs.tenancy_tables import ApiKey
 from service.settings import Settings
 from vlm_dft import run_dir
 

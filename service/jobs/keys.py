@@ -1,5 +1,7 @@
 """API keys: vdft_<32 random letters and digits>_<checksum>. Only an HMAC of a key is stored.
 
+A key belongs to a project, has scopes (``tenancy.Scope``), and may expire. A rotated key stays good for an overlap.
+
 The checksum lets a mistyped key, or a secret scanner, be answered without the database. A fast HMAC is enough for
 keys of 165 random bits; slow password hashes guard what people choose.
 """
@@ -11,16 +13,18 @@ import hmac
 import os
 import secrets
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.errors import AuthenticationError, NotFoundError
+from service.errors import AuthenticationError, InvalidStateError, NotFoundError
 from service.jobs.database import clock, now
 from service.jobs.ids import new_id, random_text
-from service.jobs.tables import ApiKey
+from service.jobs.tenancy import DEFAULT_SCOPES, ensure_project
+from service.jobs.tenancy_tables import ApiKey, Project
 from service.settings import Settings
 
 PREFIX: Final = "vdft_"
@@ -56,8 +60,20 @@ def _create_private(path: Path, text: str) -> None:
         temporary.unlink()
 
 
-def create_key(s: Session, secret: bytes, project: str, name: str) -> tuple[ApiKey, str]:
-    """The stored key, and its text, which is shown once and never again."""
+def create_key(
+    s: Session,
+    secret: bytes,
+    project: str,
+    name: str,
+    *,
+    scopes: Iterable[str] = DEFAULT_SCOPES,
+    expires_at: float | None = None,
+    requests_per_minute: int | None = None,
+    max_running_jobs: int | None = None,
+    rotated_from: str | None = None,
+) -> tuple[ApiKey, str]:
+    """The stored key, and its text, which is shown once and never again. Its project is made when it is absent."""
+    ensure_project(s, project)
     body = random_text(32)
     text = f"{PREFIX}{body}_{_checksum(body)}"
     key = ApiKey(
@@ -67,25 +83,75 @@ def create_key(s: Session, secret: bytes, project: str, name: str) -> tuple[ApiK
         prefix=text[: len(PREFIX) + 4],
         digest=_digest(secret, text),
         created_at=now(s),
+        scopes=sorted(set(scopes)),
+        expires_at=expires_at,
+        requests_per_minute=requests_per_minute,
+        max_running_jobs=max_running_jobs,
+        rotated_from=rotated_from,
     )
     s.add(key)
     s.flush()
     return key, text
 
 
+def rotate_key(s: Session, secret: bytes, key_id: str, *, overlap_seconds: float) -> tuple[ApiKey, str]:
+    """A new key for the same use and lifetime; the old one ends after the overlap, or sooner by its own expiry.
+
+    Raises NotFoundError, and InvalidStateError for a key that is not in force.
+    """
+    old = get_key(s, key_id, lock=True)
+    time = now(s)
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= time):
+        raise InvalidStateError(f"{key_id} was revoked or has expired: create a new key instead", param="key_id")
+    lifetime = None if old.expires_at is None else old.expires_at - old.created_at
+    new, text = create_key(
+        s,
+        secret,
+        old.project,
+        old.name,
+        scopes=old.scopes,
+        expires_at=None if lifetime is None else time + lifetime,
+        requests_per_minute=old.requests_per_minute,
+        max_running_jobs=old.max_running_jobs,
+        rotated_from=old.id,
+    )
+    end = time + overlap_seconds
+    old.expires_at = end if old.expires_at is None else min(end, old.expires_at)
+    s.flush()
+    return new, text
+
+
+def get_key(s: Session, key_id: str, *, project: str | None = None, lock: bool = False) -> ApiKey:
+    """A key of one project, or of any. Raises NotFoundError."""
+    statement = select(ApiKey).where(ApiKey.id == key_id)
+    if project is not None:
+        statement = statement.where(ApiKey.project == project)
+    key = s.scalars(statement.with_for_update() if lock else statement).one_or_none()
+    if key is None:
+        raise NotFoundError(f"there is no API key {key_id!r}", param="key_id", code="key_not_found")
+    return key
+
+
 def verify_key(s: Session, secret: bytes, text: str) -> ApiKey:
     """The key that a request came with; its project is the request's. Reads only, see ``touch_key``.
 
-    Raises AuthenticationError when the key is malformed, unknown or revoked.
+    Raises AuthenticationError when the key is malformed, unknown, revoked or expired, or its project is archived.
     """
     body, _, checksum = text.removeprefix(PREFIX).partition("_")
     if text.startswith(PREFIX) and hmac.compare_digest(checksum.encode(), _checksum(body).encode()):
         digest = _digest(secret, text)
-        key = s.scalars(select(ApiKey).where(ApiKey.digest == digest, ApiKey.revoked_at.is_(None))).one_or_none()
+        archived = exists().where(Project.id == ApiKey.project, Project.archived_at.is_not(None))
+        found = select(ApiKey).where(ApiKey.digest == digest, _in_force, ~archived)
+        key = s.scalars(found).one_or_none()
         # Compared again in constant time: the index lookup above is not.
         if key is not None and hmac.compare_digest(key.digest, digest):
             return key
-    raise AuthenticationError("the API key is unknown or was revoked: create one with the service's command line")
+    raise AuthenticationError(
+        "the API key is unknown, was revoked or has expired: create one with `vlm-dft keys create`"
+    )
+
+
+_in_force = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > clock())
 
 
 def is_same_key(given: str, expected: str) -> bool:
@@ -104,11 +170,9 @@ def touch_key(s: Session, key_id: str) -> None:
     s.execute(statement, execution_options={"synchronize_session": False})
 
 
-def revoke_key(s: Session, project: str, key_id: str) -> ApiKey:
-    """Make the key useless at once. Raises NotFoundError; repeatable."""
-    key = s.scalars(select(ApiKey).where(ApiKey.id == key_id, ApiKey.project == project)).one_or_none()
-    if key is None:
-        raise NotFoundError(f"there is no API key {key_id!r}", code="key_not_found")
+def revoke_key(s: Session, project: str | None, key_id: str) -> ApiKey:
+    """Make the key useless. Raises NotFoundError; repeatable."""
+    key = get_key(s, key_id, project=project)
     if key.revoked_at is None:
         key.revoked_at = now(s)
         s.flush()
@@ -123,7 +187,7 @@ def list_keys(s: Session, project: str | None = None) -> list[ApiKey]:
 
 def any_key(s: Session) -> bool:
     """Whether a key in force exists; then even a loopback server asks for one."""
-    return bool(s.scalar(select(exists().where(ApiKey.revoked_at.is_(None)))))
+    return bool(s.scalar(select(exists().where(_in_force))))
 
 
 def _digest(secret: bytes, text: str) -> str:

@@ -306,21 +306,6 @@ class IdempotencyKey(Base):
     created_at: Mapped[float]
 
 
-class ApiKey(Base):
-    """An API key; only its HMAC is stored."""
-
-    __tablename__ = "api_keys"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    name: Mapped[str]
-    prefix: Mapped[str] = mapped_column(String(24))
-    digest: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[float]
-    last_used_at: Mapped[float | None]
-    revoked_at: Mapped[float | None]
-
-
 class Worker(Base):
     """A live worker process and its devices."""
 
