@@ -62,12 +62,19 @@ class Settings(BaseSettings):
     default_max_length_tokens: int = Field(default=4096, ge=8)
     """Length that file validation checks rows against."""
 
+    cache_gib: float = Field(default=100.0, gt=0)
+    """Disk budget of <data>/cache/images, where jobs that ask for patch_cache or vision_cache keep what they made."""
+
     lease_seconds: float = Field(default=60.0, gt=0)
     """A job whose worker did not renew for this long is given to another one; ranks kill themselves at 0.6 of it."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     janitor_seconds: float = Field(default=5.0, gt=0)
     republish_seconds: float = Field(default=60.0, gt=0)
     """A queued job's wake-up is published again after this long."""
+    max_running_jobs_per_project: int | None = Field(default=None, ge=1)
+    """Most jobs of one project on GPU workers at one time; unset: as many as there are workers."""
+    max_running_jobs_per_key: int | None = Field(default=None, ge=1)
+    """The same for each API key of a project."""
     max_crashes: int = Field(default=3, ge=1)
     """Attempts that may end without a result before the job fails."""
     drain_seconds: float = Field(default=120.0, gt=0)
@@ -76,6 +83,35 @@ class Settings(BaseSettings):
     """The same after a cancel."""
     poll_seconds: float = Field(default=1.0, gt=0)
     """How often a worker looks at the run directory."""
+    webhook_timeout_seconds: float = Field(default=10.0, gt=0)
+    """How long a webhook endpoint may take to answer."""
+    webhook_private_addresses: bool = False
+    """Let webhooks go to private addresses and by plain http too: only where every user may reach those anyway."""
+
+    storage_url: str | None = Field(default=None, pattern=r"^s3://[^/]+(/.*)?$")
+    """Object store of files and run directories, such as s3://bucket/prefix; credentials come from AWS's own variables.
+
+    Unset: the data directory, which all hosts then share. Set: the data directory is this host's own cache.
+    """
+    storage_sync_seconds: float = Field(default=15.0, gt=0)
+    """How often a worker copies a running job's logs and metrics to the object store."""
+
+    gc_seconds: float = Field(default=3600.0, gt=0)
+    """How often the janitor collects garbage."""
+    unreferenced_days: float = Field(default=7.0, ge=0)
+    """What no record refers to is removed from disk when it is this old."""
+    retention_days: float | None = Field(default=None, ge=0)
+    """Run directories of jobs that ended this long ago lose logs, metrics and predictions; unset: kept for ever.
+
+    Models, checkpoints and datasets that the API names stay.
+    """
+    checkpoint_retention_days: float | None = Field(default=None, ge=0)
+    """Checkpoints of jobs that ended this long ago are given up, unless a job that has not ended needs them."""
+    file_retention_days: float | None = Field(default=None, ge=0)
+    """Files this old are deleted, unless a job that has not ended needs them."""
+    cache_retention_days: float | None = Field(default=None, ge=0)
+    """Shared scores that were written this long ago are forgotten."""
+
     trainer_python: Path | None = None
     """Python that runs `-m vlm_dft`; unset: the worker's own."""
     vlmeval_python: Path | None = None
@@ -114,6 +150,11 @@ class Settings(BaseSettings):
     def scores_dir(self) -> Path:
         """Scores that jobs share."""
         return self.data / "scores"
+
+    @property
+    def images_cache_dir(self) -> Path:
+        """Pictures as patches and as features, shared by jobs."""
+        return self.data / "cache" / "images"
 
     @property
     def is_loopback(self) -> bool:

@@ -15,9 +15,12 @@ from databases import copied_sqlite
 from store_samples import step_metrics
 from throwaway import wait_until
 
+from service.api.fine_tuning.requests import SupervisedMethod
 from service.jobs import store
 from service.jobs.phases import Kind
 from service.jobs.tables import Job, Outbox
+from vlm_dft.config import TrainConfig
+from vlm_dft.objective_config import OBJECTIVE_OPTIONS, ObjectiveConfig
 from vlm_dft.results import ErrorRecord, Histogram, Progress
 from vlm_dft.run_dir import RunDir
 
@@ -57,6 +60,85 @@ def test_auto_and_nothing_mean_the_papers_settings(api: Api) -> None:
     adapter = lora["resolved_config"]["train"]["adapter"]
     assert (adapter["r"], adapter["alpha"]) == (8, 16)
     assert lora["method"]["supervised"]["adapter"] == adapter
+
+
+def method_of(**supervised: Any) -> dict[str, Any]:
+    return {"type": "supervised", "supervised": supervised}
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dft": {"weight_floor": 0.1, "weight_cap": 0.9},
+    "dft_nll": {"nll_share": 0.3},
+    "power": {"alpha": 0.5},
+    "threshold": {"kind": "bottom_logp", "probability": 0.2},
+    "eaft": {"alpha": 2.0},
+    "asft": {"kl_weight": 0.1},
+    "iw_sft": {"temperature": 1.0, "weight_cap": 3.0},
+    "psft": {"clip_ratio_high": 0.1},
+}
+
+
+def test_every_option_of_every_objective_can_be_asked_for(api: Api) -> None:
+    file_id = api.ready_file(api.client())
+    for name, known in OBJECTIVE_OPTIONS.items():
+        options = OPTIONS.get(name, {})
+        assert options.keys() == set(known)
+        job = submit(api, file_id, method=method_of(objective=name, **({name: options} if options else {})))
+        assert (job["objective"], job["method"]["supervised"]["objective"]) == (name, name)
+        found = job["resolved_config"]["train"]["objective"]
+        assert {option: found[option] for option in known} == options
+        shown = {key: job["method"]["supervised"].get(key) for key in OBJECTIVE_OPTIONS}
+        assert shown == dict.fromkeys(OBJECTIVE_OPTIONS) | ({name: options} if options else {})
+        # What is shown can be asked for again.
+        supervised = job["method"]["supervised"]
+        supervised["hyperparameters"].pop("learning_rate_multiplier")
+        again = submit(api, file_id, method=method_of(**supervised))
+        assert again["resolved_config"]["train"] == job["resolved_config"]["train"]
+
+
+def test_options_that_are_not_given_are_the_trainers(api: Api) -> None:
+    for name, known in OBJECTIVE_OPTIONS.items():
+        method = SupervisedMethod.model_validate({"objective": name, **({name: {}} if known else {})})
+        assert method.resolved_objective() == ObjectiveConfig.model_validate({"name": name})
+    assert SupervisedMethod(objective="sft").resolved_objective().name == "nll"
+
+
+def test_how_a_training_runs_is_resolved_into_the_services_directories(api: Api) -> None:
+    file_id = api.ready_file(api.client(), [text_row(1, images=[(56, 56)])])
+    hyperparameters = {"packing": True, "head_tolerance": 0, "vision_learning_rate": 1e-6, "merger_learning_rate": 1e-5}
+    tuned = submit(
+        api,
+        file_id,
+        method=method_of(
+            hyperparameters=hyperparameters,
+            freeze={"vision_tower": False, "merger": False},
+            training={"patch_cache": True, "compile": True, "fsdp": True},
+        ),
+    )
+    train = tuned["resolved_config"]["train"]
+    assert {name: train[name] for name in hyperparameters} == hyperparameters
+    cache = {"directory": str(api.settings.data / "cache" / "images"), "max_gib": api.settings.cache_gib}
+    assert (train["patch_cache"], train["vision_cache"], train["compile"], train["fsdp"]) == (cache, None, True, True)
+    asked = {"patch_cache": True, "vision_cache": False, "compile": True, "fsdp": True}
+    assert tuned["method"]["supervised"]["training"] == asked
+    adapter = {"type": "lora", "r": 4, "targets": "language", "quantization": "nf4"}
+    lora = submit(api, file_id, method=method_of(adapter=adapter, training={"vision_cache": True}))
+    train = lora["resolved_config"]["train"]
+    assert (train["vision_cache"], train["patch_cache"]) == (cache, None)
+    assert {name: train["adapter"][name] for name in adapter} == adapter
+
+
+def test_a_job_that_an_older_version_stored_is_shown_with_the_trainers_defaults(api: Api) -> None:
+    file_id = api.ready_file(api.client())
+    job = submit(api, file_id)
+    required = [name for name, field in TrainConfig.model_fields.items() if field.is_required()]
+    with api.database.write() as s:
+        row = s.get(Job, job["id"])
+        assert row is not None
+        row.config = {"train": {name: row.config["train"][name] for name in required}}
+    shown = api.http().get(f"/v1/fine_tuning/jobs/{job['id']}").json()
+    assert shown["method"] == job["method"]
+    assert (shown["seed"], shown["objective"], shown["hyperparameters"]) == (42, "nll", job["hyperparameters"])
 
 
 def test_everything_asked_for_is_in_the_resolved_configuration(api: Api) -> None:
@@ -123,6 +205,7 @@ def test_a_text_model_gets_no_pictures(api: Api) -> None:
     for body in (
         {"training_file": file_id},
         {"training_file": api.ready_file(client), "evaluation": {"benchmarks": ["wemath"]}},
+        {"training_file": api.ready_file(client), "method": method_of(training={"vision_cache": True})},
     ):
         response = api.http().post("/v1/fine_tuning/jobs", json={"model": "tiny-text", **body})
         assert (response.status_code, response.json()["error"]["code"]) == (400, "model_without_vision")

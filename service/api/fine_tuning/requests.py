@@ -11,8 +11,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from service.api.evaluations.requests import EvaluationPlan
+from service.api.fine_tuning.objective_options import (
+    AsftOptions,
+    DftNllOptions,
+    DftOptions,
+    EaftOptions,
+    IwSftOptions,
+    ObjectiveName,
+    PowerOptions,
+    PsftOptions,
+    ThresholdOptions,
+    objective_config,
+)
 from service.api.schemas import Metadata, Name, RequestModel
-from vlm_dft.config import FreezeConfig, FullConfig, Hyperparameters, LoraConfig, ObjectiveConfig, PixelConfig
+from vlm_dft.config import FreezeConfig, FullConfig, Hyperparameters, LoraConfig, PixelConfig
+from vlm_dft.objective_config import OBJECTIVE_OPTIONS, ObjectiveConfig
 
 BASE_LEARNING_RATE = Hyperparameters.model_fields["learning_rate"].default
 """What learning_rate_multiplier multiplies."""
@@ -49,6 +62,19 @@ class RequestedHyperparameters(RequestModel, Hyperparameters):
         return values
 
 
+class TrainingOptions(RequestModel):
+    """How the trainer does its work: each changes speed and memory, none what is trained."""
+
+    patch_cache: bool = False
+    """Decode and resize images once for all epochs and jobs, in the service's cache directory."""
+    vision_cache: bool = False
+    """The same for a frozen vision tower's features: neither images nor tower are needed after the first pass."""
+    compile: bool = False
+    """torch.compile the language model's layers: a minute or more at the start, faster steps on a GPU."""
+    fsdp: bool = False
+    """Cut the language model over all GPUs of a worker, where one cannot hold it with its optimizer."""
+
+
 class OpenAIHyperparameters(RequestedHyperparameters):
     """OpenAI's deprecated top-level hyperparameters: n_epochs, batch_size and learning_rate_multiplier."""
 
@@ -59,13 +85,6 @@ class OpenAIHyperparameters(RequestedHyperparameters):
         return self
 
 
-class DftOptions(RequestModel):
-    """Options of the objective dft."""
-
-    weight_floor: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Smallest weight a token can get; 0 is the paper's objective."""
-
-
 class _Training(RequestModel):
     """What both spellings of the method share."""
 
@@ -73,32 +92,48 @@ class _Training(RequestModel):
     adapter: Annotated[FullConfig | LoraConfig, Field(discriminator="type")] = FullConfig()
     freeze: FreezeConfig = FreezeConfig()
     pixels: PixelConfig = PixelConfig()
+    training: TrainingOptions = TrainingOptions()
 
 
 class SupervisedMethod(_Training):
     """method.supervised"""
 
-    objective: Literal["nll", "sft", "dft"] = "nll"
-    """nll, or its alias sft: plain supervised fine-tuning. dft: each token's loss is weighted by its probability."""
+    objective: ObjectiveName = "nll"
+    """nll, or its alias sft: plain supervised fine-tuning. dft: each token's loss is weighted by its probability. The
+    options of an objective are in the sub-object of its name."""
     dft: DftOptions | None = None
+    dft_nll: DftNllOptions | None = None
+    power: PowerOptions | None = None
+    threshold: ThresholdOptions | None = None
+    eaft: EaftOptions | None = None
+    asft: AsftOptions | None = None
+    iw_sft: IwSftOptions | None = None
+    psft: PsftOptions | None = None
 
     @model_validator(mode="after")
     def _options_belong_to_the_objective(self) -> Self:
-        if self.dft is not None and self.objective != "dft":
-            raise ValueError(f'dft: options of the objective dft, but objective is "{self.objective}"')
+        for name, options in OBJECTIVE_OPTIONS.items():
+            if options and name != self.objective and getattr(self, name) is not None:
+                raise ValueError(f'{name}: options of the objective {name}, but objective is "{self.objective}"')
+        self.resolved_objective()
         return self
 
     def resolved_objective(self) -> ObjectiveConfig:
-        if self.objective == "dft":
-            return ObjectiveConfig(name="dft", weight_floor=self.dft.weight_floor if self.dft else 0.0)
-        return ObjectiveConfig(name="nll")
+        """Raises ValueError for options that contradict each other."""
+        return objective_config(self.objective, getattr(self, self.objective, None))
 
 
 class DftMethod(_Training, DftOptions):
     """method.dft, with {"type": "dft"}: the short spelling of method.supervised with objective dft."""
 
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        self.resolved_objective()
+        return self
+
     def resolved_objective(self) -> ObjectiveConfig:
-        return ObjectiveConfig(name="dft", weight_floor=self.weight_floor)
+        """As SupervisedMethod's."""
+        return objective_config("dft", DftOptions(weight_floor=self.weight_floor, weight_cap=self.weight_cap))
 
 
 class Method(RequestModel):

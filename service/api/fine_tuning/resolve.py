@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from service.api.evaluations.catalog import resolve_benchmark, resolve_benchmarks
 from service.api.evaluations.requests import BenchmarkChoice, EvaluationPlan
 from service.api.evaluations.resolve import generation_settings, need_vision, resolve_judge
+from service.api.fine_tuning.contradictions import check_training
 from service.api.fine_tuning.lengths import check_lengths
 from service.api.fine_tuning.requests import (
     PRIORITIES,
@@ -21,6 +23,7 @@ from service.api.fine_tuning.requests import (
     OpenAIHyperparameters,
     RequestedHyperparameters,
     SupervisedMethod,
+    TrainingOptions,
 )
 from service.api.once import Resolved
 from service.errors import InvalidRequestError
@@ -31,7 +34,7 @@ from service.jobs.phases import Kind
 from service.jobs.store import NewJob
 from service.jobs.tables import File
 from service.settings import Settings
-from vlm_dft.config import AccuracyProbeConfig, EvalConfig, FullConfig, GenerationSettings, RunConfig, TrainConfig
+from vlm_dft.config import AccuracyProbeConfig, CacheConfig, EvalConfig, GenerationSettings, RunConfig, TrainConfig
 from vlm_dft.evaluation.provision import find_benchmarks
 
 
@@ -45,8 +48,21 @@ def resolve_job(
         held_out = _held_out(s, project, body.validation_file)
     method, name = _method(body)
     probe = _probe_config(body.evaluation, model, settings)
-    train = _train_config(body, method, _hyperparameters(body, method), model, training_file, held_out, probe)
-    _check_trainable(train, model, name)
+    train = _train_config(
+        name,
+        **_hyperparameters(body, method).resolved() | ({} if body.seed is None else {"seed": body.seed}),
+        **_caches(method.training, settings),
+        model=model.source,
+        revision=model.revision,
+        dataset=_dataset(training_file),
+        validation_dataset=_dataset(held_out) if held_out else None,
+        objective=method.resolved_objective(),
+        adapter=method.adapter,
+        freeze=method.freeze,
+        pixels=method.pixels,
+        accuracy_probe=probe,
+    )
+    check_training(train, model, name)
     notes = []
     for file, param in ((training_file, "training_file"), (held_out, "validation_file")):
         if file is not None:
@@ -92,44 +108,29 @@ def _hyperparameters(body: CreateFineTuningJob, method: SupervisedMethod | DftMe
     return old
 
 
-def _train_config(
-    body: CreateFineTuningJob,
-    method: SupervisedMethod | DftMethod,
-    hyperparameters: RequestedHyperparameters,
-    model: ResolvedModel,
-    training_file: File,
-    held_out: File | None,
-    probe: AccuracyProbeConfig | None,
-) -> TrainConfig:
-    values: dict[str, Any] = hyperparameters.resolved()
-    if body.seed is not None:
-        values["seed"] = body.seed
-    return TrainConfig(
-        model=model.source,
-        revision=model.revision,
-        dataset=_dataset(training_file),
-        validation_dataset=_dataset(held_out) if held_out else None,
-        objective=method.resolved_objective(),
-        adapter=method.adapter,
-        freeze=method.freeze,
-        pixels=method.pixels,
-        accuracy_probe=probe,
-        **values,
-    )
+def _train_config(method: str, **values: Any) -> TrainConfig:
+    """Raises InvalidRequestError for settings that contradict each other, in the trainer's own words."""
+    try:
+        return TrainConfig(**values)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InvalidRequestError(f"{method}: {message}", param=method) from None
+
+
+def _caches(asked: TrainingOptions, settings: Settings) -> dict[str, Any]:
+    """The trainer's fields: both caches share one directory and its budget."""
+    cache = CacheConfig(directory=settings.images_cache_dir, max_gib=settings.cache_gib)
+    return {
+        "patch_cache": cache if asked.patch_cache else None,
+        "vision_cache": cache if asked.vision_cache else None,
+        "compile": asked.compile,
+        "fsdp": asked.fsdp,
+    }
 
 
 def _dataset(file: File) -> Path:
     assert file.dataset_path is not None, f"{file.id}: a processed training file has a dataset"
     return Path(file.dataset_path)
-
-
-def _check_trainable(train: TrainConfig, model: ResolvedModel, method: str) -> None:
-    """A full fine-tuning with everything frozen would train nothing."""
-    freeze = train.freeze
-    vision_frozen = (freeze.vision_tower and freeze.merger) or not model.is_vision
-    if isinstance(train.adapter, FullConfig) and freeze.language_model and vision_frozen:
-        message = f"{method}.freeze: every part of the model is frozen, nothing is left to train: unfreeze one"
-        raise InvalidRequestError(message, param=f"{method}.freeze")
 
 
 def _check_vision(file: File, model: ResolvedModel, param: str) -> None:

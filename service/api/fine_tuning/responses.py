@@ -24,7 +24,7 @@ class MethodShown(ResponseModel):
 
     type: Literal["supervised"]
     supervised: dict[str, Any]
-    """objective, dft, hyperparameters, adapter, freeze, pixels."""
+    """objective and its options, hyperparameters, adapter, freeze, pixels, training."""
 
 
 class FineTuningJob(ResponseModel):
@@ -61,7 +61,7 @@ class FineTuningJob(ResponseModel):
     started_at: int | None
     suffix: str | None
     priority: Priority
-    objective: Literal["nll", "dft"]
+    objective: str
     queue: QueueState | None
     progress: ProgressState | None
     resolved_config: dict[str, Any]
@@ -121,7 +121,8 @@ class JobMetrics(ResponseModel):
     object: Literal["job.metrics"] = "job.metrics"
     job_id: str
     data: list[dict[str, Any]]
-    """By step; vlm_dft.results.StepMetrics, ValidationMetrics and the attempt."""
+    """By step; vlm_dft.results.StepMetrics, ValidationMetrics and the attempt. With resolution a point
+    over several steps has the last step, first_step, num_steps, and objects min and max beside its means."""
 
 
 class JobHistogram(ResponseModel):

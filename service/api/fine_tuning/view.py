@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.api.fine_tuning.requests import BASE_LEARNING_RATE, PRIORITIES, Priority
+from service.api.fine_tuning.objective_options import shown_options
+from service.api.fine_tuning.requests import BASE_LEARNING_RATE, PRIORITIES, Priority, TrainingOptions
 from service.api.fine_tuning.responses import (
     FineTuningCheckpoint,
     FineTuningJob,
@@ -26,9 +28,10 @@ from service.api.jobs import (
 from service.jobs.phases import Phase, openai_status
 from service.jobs.tables import Attempt, Checkpoint, Job, JobEvent
 from service.settings import Settings
-from vlm_dft.config import Hyperparameters
+from vlm_dft.config import Hyperparameters, TrainConfig
 
 _PRIORITY_NAMES: dict[int, Priority] = {value: name for name, value in PRIORITIES.items()}
+_DEFAULTS = TrainConfig(model="", dataset=Path()).model_dump(mode="json")
 _OPENAI_CHECKPOINT_METRICS = {
     "train_loss": "nll",
     "train_mean_token_accuracy": "token_accuracy",
@@ -39,7 +42,7 @@ _OPENAI_CHECKPOINT_METRICS = {
 
 def show_job(s: Session, job: Job, settings: Settings) -> FineTuningJob:
     """The job as clients see it."""
-    train = job.config["train"]
+    train = _resolved(job.config["train"])
     result = job.result or {}
     assert job.model is not None, f"{job.id}: submit wrote it"
     assert job.training_file is not None, f"{job.id}: submit wrote it"
@@ -87,15 +90,19 @@ def _openai_hyperparameters(train: dict[str, Any]) -> OpenAIHyperparametersShown
     )
 
 
+def _resolved(train: dict[str, Any]) -> dict[str, Any]:
+    """A stored training, and the trainer's default for each field that is younger than the job: what a worker takes."""
+    return _DEFAULTS | train
+
+
 def _method(train: dict[str, Any]) -> MethodShown:
     """OpenAI's supervised form whatever was asked: typed clients refuse any other type."""
-    objective = train["objective"]
     hyperparameters = {name: train[name] for name in Hyperparameters.model_fields}
     hyperparameters |= _openai_hyperparameters(train).model_dump()
-    supervised = {"objective": objective["name"], "hyperparameters": hyperparameters}
-    if objective["name"] == "dft":
-        supervised["dft"] = {"weight_floor": objective["weight_floor"]}
+    supervised = {"objective": train["objective"]["name"], "hyperparameters": hyperparameters}
+    supervised |= shown_options(train["objective"])
     supervised |= {name: train[name] for name in ("adapter", "freeze", "pixels")}
+    supervised["training"] = {name: bool(train[name]) for name in TrainingOptions.model_fields}
     return MethodShown(type="supervised", supervised=supervised)
 
 
