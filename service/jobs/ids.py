@@ -9,7 +9,12 @@ from typing import Final
 from service.jobs.phases import Kind
 
 _ALPHABET: Final = string.digits + string.ascii_lowercase
-JOB_PREFIX: Final = {Kind.FINE_TUNING: "ftjob-", Kind.EVALUATION: "eval-", Kind.FILE_VALIDATION: "val-"}
+JOB_PREFIX: Final = {
+    Kind.FINE_TUNING: "ftjob-",
+    Kind.EVALUATION: "eval-",
+    Kind.FILE_VALIDATION: "val-",
+    Kind.PREFLIGHT: "preflight-",
+}
 
 
 def random_text(length: int) -> str:

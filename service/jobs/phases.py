@@ -18,6 +18,7 @@ class Kind(StrEnum):
     FINE_TUNING = "fine_tuning"
     EVALUATION = "evaluation"
     FILE_VALIDATION = "file_validation"
+    PREFLIGHT = "preflight"
 
 
 class Queue(StrEnum):
@@ -27,7 +28,7 @@ class Queue(StrEnum):
     CPU = "cpu"
 
 
-QUEUE_OF: Final = {Kind.FINE_TUNING: Queue.GPU, Kind.EVALUATION: Queue.GPU, Kind.FILE_VALIDATION: Queue.CPU}
+QUEUE_OF: Final = {kind: Queue.CPU if kind is Kind.FILE_VALIDATION else Queue.GPU for kind in Kind}
 
 
 class Phase(StrEnum):

@@ -27,6 +27,7 @@ _CREATED: Final = {
     Kind.FINE_TUNING: "Created fine-tuning job: {}",
     Kind.EVALUATION: "Created evaluation: {}",
     Kind.FILE_VALIDATION: "Validation of the file is queued",
+    Kind.PREFLIGHT: "Created preflight: {}",
 }
 
 
