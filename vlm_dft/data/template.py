@@ -34,6 +34,8 @@ class Rendered:
     """Per token: whether it is a label (as the token to be predicted)."""
     image_positions: list[int]
     """Index of each picture's one token, in the order of Row.images."""
+    spans: list[tuple[int, int]]
+    """Of each token in the text: its first character and the one after its last."""
 
     @property
     def text_tokens(self) -> int:
@@ -128,7 +130,7 @@ class ChatTemplate:
             if train:
                 for index, (first, last) in enumerate(spans):
                     supervised[index] |= start <= first and last <= end
-        return Rendered(text, input_ids, supervised, self._image_positions(input_ids, messages))
+        return Rendered(text, input_ids, supervised, self._image_positions(input_ids, messages), spans)
 
     def _refuse_special_tokens(self, messages: Sequence[Message], row: str | None) -> None:
         for index, message in enumerate(messages):
