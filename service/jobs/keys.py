@@ -69,7 +69,6 @@ def create_key(
     scopes: Iterable[str] = DEFAULT_SCOPES,
     expires_at: float | None = None,
     requests_per_minute: int | None = None,
-    max_running_jobs: int | None = None,
     rotated_from: str | None = None,
 ) -> tuple[ApiKey, str]:
     """The stored key, and its text, which is shown once and never again. Its project is made when it is absent."""
@@ -86,7 +85,6 @@ def create_key(
         scopes=sorted(set(scopes)),
         expires_at=expires_at,
         requests_per_minute=requests_per_minute,
-        max_running_jobs=max_running_jobs,
         rotated_from=rotated_from,
     )
     s.add(key)
@@ -112,7 +110,6 @@ def rotate_key(s: Session, secret: bytes, key_id: str, *, overlap_seconds: float
         scopes=old.scopes,
         expires_at=None if lifetime is None else time + lifetime,
         requests_per_minute=old.requests_per_minute,
-        max_running_jobs=old.max_running_jobs,
         rotated_from=old.id,
     )
     end = time + overlap_seconds

@@ -51,7 +51,6 @@ class ApiKey(Base):
     expires_at: Mapped[float | None]
     requests_per_minute: Mapped[int | None]
     """NULL: the service's own."""
-    max_running_jobs: Mapped[int | None]
     rotated_from: Mapped[str | None]
     """The key that this one replaces."""
 

@@ -38,7 +38,6 @@ def upgrade() -> None:
         table.alter_column("scopes", server_default=None)
         table.add_column(sa.Column("expires_at", NUMBER, nullable=True))
         table.add_column(sa.Column("requests_per_minute", sa.BigInteger(), nullable=True))
-        table.add_column(sa.Column("max_running_jobs", sa.BigInteger(), nullable=True))
         table.add_column(sa.Column("rotated_from", sa.Text(), nullable=True))
     op.create_table(
         "gpu_usage",
@@ -71,7 +70,7 @@ def downgrade() -> None:
     op.drop_table("audit_events")
     op.drop_table("gpu_usage")
     with op.batch_alter_table("api_keys") as table:
-        for name in ("rotated_from", "max_running_jobs", "requests_per_minute", "expires_at", "scopes"):
+        for name in ("rotated_from", "requests_per_minute", "expires_at", "scopes"):
             table.drop_column(name)
     op.drop_table("projects")
 
