@@ -12,7 +12,7 @@ from store_samples import CRASHED, NAN, RUNS, expire_lease, new_file, new_job, s
 from service.errors import InvalidStateError, NotFoundError
 from service.jobs import store
 from service.jobs.database import Database, now
-from service.jobs.phases import Kind, Phase, Queue, may_follow
+from service.jobs.phases import Kind, Phase, Queue, Stop, may_follow
 from service.jobs.tables import Checkpoint, File, Job, Model, Outbox
 from service.settings import Settings
 from vlm_dft import run_dir
@@ -80,7 +80,7 @@ def test_a_fine_tuning_runs_to_a_model(database: Database) -> None:
     taken = claimed(database, suffix="geo", project="maths")
     progress = Progress(phase="running", step=3, total_steps=40)
     with database.write() as s:
-        assert store.renew(s, taken, 60, progress) == store.Renewal(cancel_requested=False)
+        assert store.renew(s, taken, 60, progress) == store.Renewal(stop=None)
     job = read_job(database, taken.job_id)
     assert (job.phase, job.progress["step"]) == ("running", 3)
     with database.write() as s:
@@ -229,7 +229,7 @@ def test_cancelling_a_running_job_reaches_the_worker(database: Database) -> None
         assert store.cancel(s, "default", taken.job_id).phase == Phase.CANCELLING
         assert store.cancel(s, "default", taken.job_id).phase == Phase.CANCELLING
     with database.write() as s:
-        assert store.renew(s, taken, 60, Progress(phase="running", step=5)) == store.Renewal(cancel_requested=True)
+        assert store.renew(s, taken, 60, Progress(phase="running", step=5)) == store.Renewal(Stop.CANCEL)
     assert read_job(database, taken.job_id).phase == Phase.CANCELLING
     with database.write() as s:
         assert store.cancelled(s, taken)

@@ -25,7 +25,7 @@ from store_samples import CRASHED, NAN, expire_lease, new_job, trained
 
 from service.jobs import store, submission
 from service.jobs.database import Database
-from service.jobs.phases import ACTIVE, TERMINAL, WAITING, Phase, Queue, may_follow
+from service.jobs.phases import ACTIVE, TERMINAL, WAITING, Phase, Queue, Stop, may_follow
 from service.jobs.tables import Attempt, Base, Job, JobEvent, Model, Outbox
 from service.settings import Settings
 from vlm_dft.results import Progress
@@ -129,7 +129,7 @@ class StoreMachine(RuleBasedStateMachine):
         with self.database.write() as s:
             if what == "renew":
                 renewal = store.renew(s, claim, 60, Progress(phase="running", step=1))
-                assert renewal == (store.Renewal(cancelling) if live else None)
+                assert renewal == (store.Renewal(Stop.CANCEL if cancelling else None) if live else None)
                 after = Phase.CANCELLING if cancelling else Phase.RUNNING
             elif what == "succeed":
                 assert store.succeed(s, claim, trained()) == live

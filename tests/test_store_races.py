@@ -17,7 +17,7 @@ from service.errors import FileInUseError, IdempotencyError, InvalidRequestError
 from service.jobs import store
 from service.jobs.database import Database
 from service.jobs.files import delete_file
-from service.jobs.phases import Phase, Queue
+from service.jobs.phases import Phase, Queue, Stop
 from service.jobs.tables import File, Job, JobEvent, Model, Outbox
 from service.settings import Settings
 
@@ -172,7 +172,7 @@ def test_a_cancel_and_a_claim_agree(database: Database) -> None:
         else:
             assert cancelled.phase == Phase.CANCELLING
             renewal = write(database, store.renew, taken, 60, None)()
-            assert renewal == store.Renewal(cancel_requested=True)
+            assert renewal == store.Renewal(Stop.CANCEL)
             assert write(database, store.cancelled, taken)()
 
 

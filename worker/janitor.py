@@ -1,8 +1,9 @@
 """The janitor: `python -m worker.janitor`. Takes over what the dead left behind; safe to run twice.
 
-Each round, in transactions of its own: expired leases go back to the queue, wake-ups in the outbox are published, jobs
-that wait in silence are announced again. Less often: old uploads, files and idempotency keys expire, dead workers are
-forgotten. A database or a broker that is away costs a round, never the process. Holds no state between rounds.
+Each round, in transactions of its own: expired leases go back to the queue, jobs past their deadline fail, wake-ups in
+the outbox are published, jobs that wait in silence are announced again. Less often: old uploads, files and idempotency
+keys expire, dead workers are forgotten. A database or a broker that is away costs a round, never the process. Holds no
+state between rounds.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from service.jobs import queue, store
 from service.jobs.database import Database, open_database
 from service.jobs.files import expire_files
 from service.jobs.uploads import expire_uploads
+from service.jobs.webhooks import forget_old_deliveries
 from service.settings import Settings, get_settings
 from worker import logs
+from worker.chores import Chore
+from worker.courier import deliver_due
 
 log = structlog.get_logger(__name__)
 TIDY_SECONDS = 60.0
@@ -43,6 +47,7 @@ class Janitor:
     def sweep(self) -> None:
         """One round. Raises nothing for a database or broker that is away."""
         self._try(self._reap)
+        self._try(self._expire_deadlines)
         self._try(self._announce)
         self._try(self._publish)
         if self._tidied_at is None or time.monotonic() - self._tidied_at > TIDY_SECONDS:
@@ -61,6 +66,12 @@ class Janitor:
             lost = store.reap(session, self._settings)
         for job_id in lost:
             log.warning("a lease expired: the job was taken from its worker", job_id=job_id)
+
+    def _expire_deadlines(self) -> None:
+        with self._database.write() as session:
+            late = store.expire_deadlines(session)
+        for job_id in late:
+            log.info("a deadline passed: the job has failed", job_id=job_id)
 
     def _announce(self) -> None:
         with self._database.write() as session:
@@ -84,6 +95,7 @@ class Janitor:
     def _forget(self) -> None:
         with self._database.write() as session:
             store.forget_old_keys(session)
+            forget_old_deliveries(session)
             dead = store.forget_dead_workers(session, max(FORGET_WORKER_SECONDS, 10 * self._settings.lease_seconds))
         if dead:
             log.info("forgot workers that were not seen for long", count=dead)
@@ -113,13 +125,23 @@ def main() -> None:
     logs.configure()
     settings = get_settings()
     queue.prepare_broker(settings)
-    janitor = Janitor(open_database(settings), settings)
+    database = open_database(settings)
+    janitor = Janitor(database, settings)
+    chores = [
+        Chore("webhooks", lambda: deliver_due(database, settings), settings.janitor_seconds),
+    ]
     told = _stop_signal()
     log.info("janitor started", every_seconds=settings.janitor_seconds)
+    for chore in chores:
+        chore.start()
     while True:
         janitor.sweep()
         if select.select([told], [], [], settings.janitor_seconds)[0]:
             break
+    for chore in chores:
+        chore.ask_to_stop()
+    for chore in chores:
+        chore.wait()
     log.info("janitor stopped")
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from service.jobs import store
-from service.jobs.phases import Phase, may_retry
+from service.jobs.phases import Phase, Stop, may_retry
 from vlm_dft.errors import VlmDftError
 from vlm_dft.results import ErrorRecord, RunResult
 from vlm_dft.run_dir import RunDir
@@ -31,6 +31,8 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     RELEASED = "released"
     """Back in the queue, to be resumed; not a crash."""
+    PAUSED = "paused"
+    """Without a worker until its owner resumes it."""
     RECOVERING = "recovering"
     """Crashed, and back in the queue."""
     LOST = "lost"
@@ -53,7 +55,8 @@ class End:
 
     run: RunDir
     exit_code: int
-    cancel_requested: bool
+    stop: Stop | None
+    """What the job's row says that the worker is to stop it for."""
     release_reason: str | None
     """Why it was stopped, when that was neither its own doing nor the user's."""
 
@@ -66,11 +69,17 @@ def record_end(s: Session, claim: store.Claim, end: End, *, max_crashes: int) ->
         return record_crash(s, claim, f"{end.run.result_path} is not understood: {error}", max_crashes=max_crashes)
     if result is not None and result.status == "succeeded":
         return _if_moved(store.succeed(s, claim, result), Outcome.SUCCEEDED)
-    if end.cancel_requested:
+    if end.stop is Stop.CANCEL:
         return _if_moved(store.cancelled(s, claim), Outcome.CANCELLED)
     if result is not None and result.status == "failed":
         assert result.error is not None, "a failed run says why"
         return _record_error(s, claim, result.error, result, max_crashes)
+    if end.stop is Stop.TIMEOUT:
+        error = store.timeout_error(store.get_job(s, claim.project, claim.job_id))
+        return _if_moved(store.fail(s, claim, error, None), Outcome.FAILED)
+    if end.stop is Stop.PAUSE:
+        reason = "paused" if result is not None else f"paused; the trainer {exit_words(end.exit_code)}"
+        return _if_moved(store.release(s, claim, reason), Outcome.PAUSED)
     if reason := end.release_reason or _release_reason(end, result):
         return _if_moved(store.release(s, claim, reason), Outcome.RELEASED)
     tail = end.run.log_tail(LOG_TAIL_BYTES)
@@ -123,7 +132,7 @@ def record_crash(s: Session, claim: store.Claim, reason: str, *, max_crashes: in
 def _after_crash(phase: Phase | None) -> Outcome:
     if phase is None:
         return Outcome.LOST
-    return {Phase.RECOVERING: Outcome.RECOVERING, Phase.CANCELLED: Outcome.CANCELLED}.get(phase, Outcome.FAILED)
+    return Outcome(phase)
 
 
 def _if_moved(moved: bool, outcome: Outcome) -> Outcome:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from service.jobs import store
 from service.jobs.database import Database
-from service.jobs.phases import Kind
+from service.jobs.phases import Kind, Stop
 from service.settings import Settings
 from vlm_dft.config import RunConfig, SupervisionConfig
 from vlm_dft.errors import ConfigError, VlmDftError
@@ -49,7 +49,7 @@ class StopFlag:
 class _Stopping:
     """The trainer was asked to stop; after the deadline (monotonic) it is killed."""
 
-    why: Literal["cancel", "drain"]
+    why: Stop | Literal["drain"]
     deadline: float
 
 
@@ -167,16 +167,33 @@ class Attempt:
         """Whether renewals have failed for so long that the ranks have ended themselves, or should have."""
         return time.monotonic() - self._renewed_at > STARVED_SHARE * self._settings.lease_seconds
 
-    def _ask_to_stop(self, process: TrainerProcess, why: Literal["cancel", "drain"], grace_seconds: float) -> None:
+    def _ask_to_stop(self, process: TrainerProcess, why: Stop | Literal["drain"], grace_seconds: float) -> None:
         log.info("asking the trainer to stop", why=why, grace_seconds=grace_seconds)
         process.ask_to_stop()
-        self._stopping = _Stopping(why, time.monotonic() + grace_seconds)
+        deadline = time.monotonic() + grace_seconds
+        # Asked again for another reason, it gets no longer than it had.
+        self._stopping = _Stopping(why, min(deadline, self._stopping.deadline) if self._stopping else deadline)
+
+    def _obey(self, process: TrainerProcess, stop: Stop | None) -> None:
+        """Ask the trainer to stop for what the job's row says, once for each reason."""
+        if stop is not None and (self._stopping is None or self._stopping.why != stop):
+            cancel = stop is Stop.CANCEL
+            self._ask_to_stop(process, stop, self._settings.cancel_seconds if cancel else self._settings.drain_seconds)
+
+    def _is_stop_wanted(self) -> bool:
+        """Whether the row has a reason to stop that the trainer does not know: the next heartbeat may be far."""
+        try:
+            with self._database.read() as session:
+                stop = store.wanted_stop(session, self._claim)
+        except (OperationalError, InterfaceError):
+            return False  # the heartbeat tells of it
+        return stop is not None and (self._stopping is None or self._stopping.why != stop)
 
     def _beat(self, process: TrainerProcess) -> None:
         """Renew the lease and tell what is new, when it is time to or when there is news."""
         began = time.monotonic()
         news = self._follower.look()
-        if began < self._next_beat and not news.is_new:
+        if began < self._next_beat and not news.is_new and not self._is_stop_wanted():
             return
         try:
             with self._database.write() as session:
@@ -196,8 +213,7 @@ class Attempt:
         self._next_beat = began + self._settings.heartbeat_seconds
         if time.monotonic() - began < LATE_SHARE * self._settings.lease_seconds:
             self._renew_ranks()
-        if renewal.cancel_requested and (self._stopping is None or self._stopping.why != "cancel"):
-            self._ask_to_stop(process, "cancel", self._settings.cancel_seconds)
+        self._obey(process, renewal.stop)
 
     def _note_resume(self, session: Session) -> None:
         """Once: the step to resume from as the disk, not the rows, has it, and what was never told of the way there."""
@@ -227,7 +243,7 @@ class Attempt:
             release_reason = "the worker is shutting down"
         elif self._is_starved:
             release_reason = "the database was out of reach for longer than the lease allows"
-        end = End(self._run, exit_code, renewal.cancel_requested, release_reason)
+        end = End(self._run, exit_code, renewal.stop, release_reason)
         return record_end(session, self._claim, end, max_crashes=self._settings.max_crashes)
 
     def _settle(self, write: Callable[[Session], Outcome]) -> Outcome:

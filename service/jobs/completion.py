@@ -16,7 +16,7 @@ from service.errors import InvalidStateError
 from service.jobs.checkpoints import tuned_name
 from service.jobs.database import clock, now
 from service.jobs.events import add_event
-from service.jobs.phases import ACTIVE, TERMINAL, WAITING, WORKING, Kind, Phase
+from service.jobs.phases import ACTIVE, HELD, TERMINAL, WAITING, Kind, Phase
 from service.jobs.queries import get_job
 from service.jobs.tables import Attempt, File, Job, Model
 from service.jobs.transitions import Claim, lock_held, move
@@ -126,15 +126,15 @@ def cancelled(s: Session, claim: Claim) -> bool:
 
 
 def cancel(s: Session, project: str, job_id: str, kind: Kind | None = None) -> Job:
-    """Ask for a job's end: a waiting job is cancelled at once, a running one turns cancelling. Repeatable.
+    """Ask for a job's end: one without a worker is cancelled at once, a running one turns cancelling. Repeatable.
 
     Raises NotFoundError, and InvalidStateError when the job has already succeeded or failed.
     """
     job = get_job(s, project, job_id, kind, lock=True)
-    if job.phase in WAITING:
-        moved = end(s, job_id, Phase.CANCELLED, before=WAITING, exit_reason="cancelled", cancel_requested=True)
-    elif job.phase in WORKING:
-        moved = move(s, job_id, Phase.CANCELLING, before=WORKING, cancel_requested=True)
+    if job.phase in WAITING | HELD:
+        moved = end(s, job_id, Phase.CANCELLED, before=WAITING | HELD, exit_reason="cancelled", cancel_requested=True)
+    elif job.phase in ACTIVE - {Phase.CANCELLING}:
+        moved = move(s, job_id, Phase.CANCELLING, before=ACTIVE, cancel_requested=True)
         add_event(s, job_id, message="Cancel was asked for; the process is being stopped")
     elif job.phase in TERMINAL - {Phase.CANCELLED}:
         raise InvalidStateError(f"{job_id} has already {job.phase}: only a job that has not ended can be cancelled")

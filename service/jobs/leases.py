@@ -14,12 +14,13 @@ from sqlalchemy.orm import Session
 
 from service.jobs.checkpoints import newest_checkpoint
 from service.jobs.completion import close_attempt, end
-from service.jobs.database import clock, now
+from service.jobs.database import clock, now, serialize
 from service.jobs.events import add_event
-from service.jobs.phases import ACTIVE, WAITING, WORKING, Kind, Phase, Queue, may_retry
+from service.jobs.order import ClaimOrder
+from service.jobs.phases import ACTIVE, STOPPING, WAITING, Kind, Phase, Queue, Stop, may_retry
 from service.jobs.tables import Attempt, Job
 from service.jobs.transitions import Claim, lock_held, move
-from service.jobs.waiting import is_waiting, waiting_groups, wake
+from service.jobs.waiting import wake
 from service.settings import Settings
 from vlm_dft.results import ErrorRecord, Progress
 
@@ -30,33 +31,31 @@ WORKER_LOST = ErrorRecord(
     retryable=True,
 )
 
+_STOP = case(
+    (Job.phase == Phase.CANCELLING, Stop.CANCEL),
+    (Job.deadline_at < clock(), Stop.TIMEOUT),
+    (Job.phase == Phase.PAUSING, Stop.PAUSE),
+    else_=None,
+)
+"""Why a running job is to be stopped."""
+
 
 @dataclass(frozen=True)
 class Renewal:
     """The lease goes on."""
 
-    cancel_requested: bool
-    """The user asked to end the job: stop the process, then call ``cancelled``."""
+    stop: Stop | None
+    """Why the process is to be stopped: then call ``cancelled`` (cancel), ``fail`` (timeout) or ``release`` (pause)."""
 
 
 def claim(s: Session, queue: Queue, worker: str, device: str, lease_seconds: float) -> Claim | None:
-    """Take the best waiting job of the queue; None when nothing waits.
+    """Take the best waiting job of the queue; None when none waits, or caps hold back all that do.
 
     worker: the id under which the worker registered. A woken worker calls this until it answers None.
     """
-    for group in waiting_groups(s, queue):
-        oldest = (
-            select(Job.id)
-            .where(Job.queue == queue, is_waiting, Job.priority == group.priority)
-            .where(Job.phase == group.phase, Job.project == group.project)
-            .order_by(Job.queued_at, Job.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        job_id = s.scalar(oldest)
-        # None on PostgreSQL only: another worker is claiming the group's last job at this moment.
-        if job_id is None:
-            continue
+    # One after another: two claims that saw the same running jobs could exceed a cap together.
+    serialize(s, f"claims of {queue}")
+    while (job_id := ClaimOrder(s, queue).first()) is not None:
         job = move(
             s,
             job_id,
@@ -68,8 +67,8 @@ def claim(s: Session, queue: Queue, worker: str, device: str, lease_seconds: flo
             lease_until=clock() + lease_seconds,
             started_at=func.coalesce(Job.started_at, clock()),
         )
-        assert job is not None, "its row is locked by us"
-        return _start_attempt(s, job, worker, device)
+        if job is not None:  # else it was cancelled or paused since we looked
+            return _start_attempt(s, job, worker, device)
     return None
 
 
@@ -117,26 +116,33 @@ def note_resume(s: Session, claim: Claim, step: int | None) -> bool:
 
 
 def renew(s: Session, claim: Claim, lease_seconds: float, progress: Progress | None) -> Renewal | None:
-    """Heartbeat, progress, phase and cancel check in one UPDATE. None: the lease is lost, kill the process at once."""
+    """Heartbeat, progress, phase and stop check in one UPDATE. None: the lease is lost, kill the process at once."""
     values: dict[str, object] = {"lease_until": clock() + lease_seconds}
     before = None
     if progress is not None:
         before = s.scalar(select(Job.phase).where(Job.id == claim.job_id))
         values["progress"] = progress.model_dump(mode="json")
-        values["phase"] = case((Job.phase == Phase.CANCELLING, Job.phase), else_=progress.phase)
+        values["phase"] = case((Job.phase.in_(sorted(STOPPING)), Job.phase), else_=progress.phase)
     statement = (
         update(Job)
         .where(Job.id == claim.job_id, Job.fence == claim.fence, Job.phase.in_(sorted(ACTIVE)))
         .values(**values)
-        .returning(Job.cancel_requested, Job.phase)
+        .returning(Job.phase, _STOP)
         .execution_options(synchronize_session=False)
     )
     row = s.execute(statement).one_or_none()
     if row is None:
         return None
-    if before is not None and row.phase not in (before, Phase.CANCELLING) and not _is_checkpointing(before, row.phase):
-        add_event(s, claim.job_id, message=f"Phase: {row.phase}", data={"phase": row.phase})
-    return Renewal(cancel_requested=row.cancel_requested)
+    phase, stop = row
+    if before is not None and phase not in (before, *STOPPING) and not _is_checkpointing(before, phase):
+        add_event(s, claim.job_id, message=f"Phase: {phase}", data={"phase": phase})
+    return Renewal(Stop(stop) if stop else None)
+
+
+def wanted_stop(s: Session, claim: Claim) -> Stop | None:
+    """Why the worker is to stop the job, between two renewals; None also when the lease is lost."""
+    stop = s.scalar(select(_STOP).where(Job.id == claim.job_id, Job.fence == claim.fence))
+    return Stop(stop) if stop else None
 
 
 def _is_checkpointing(before: str, after: str) -> bool:
@@ -147,15 +153,16 @@ def _is_checkpointing(before: str, after: str) -> bool:
 def release(s: Session, claim: Claim, reason: str) -> bool:
     """Give the job back unfinished (a drain, not a crash); it keeps its age. False: the lease was lost already.
 
-    A job whose cancel was asked for ends as cancelled instead.
+    A job whose cancel was asked for ends as cancelled instead, one whose pause was asked for is paused.
     """
     job = lock_held(s, claim)
     if job is None:
         return False
     if job.phase == Phase.CANCELLING:
         return end(s, job.id, Phase.CANCELLED, before=ACTIVE, if_fence=claim.fence, exit_reason=reason) is not None
-    _wait_again(s, job, Phase.QUEUED, reason, crashes=job.crashes)
-    add_event(s, job.id, message=f"Attempt {job.attempt} was given back: {reason}")
+    paused = _give_up(s, job, Phase.QUEUED, reason, crashes=job.crashes) is Phase.PAUSED
+    message = _paused_message(s, job.id) if paused else f"Attempt {job.attempt} was given back: {reason}"
+    add_event(s, job.id, message=message)
     return True
 
 
@@ -163,7 +170,7 @@ def crash(s: Session, claim: Claim, reason: str, error: ErrorRecord, *, max_cras
     """The process ended without a result. Returns the job's new phase; None: the lease was lost already.
 
     recovering while attempts are left (max_crashes, settings.max_crashes) and the error may go away by itself, else
-    failed with the error; cancelled when that was asked for.
+    failed with the error; cancelled when that was asked for, and paused in the place of recovering.
     """
     job = lock_held(s, claim)
     return None if job is None else _lose(s, job, reason, error, max_crashes)
@@ -189,9 +196,10 @@ def _lose(s: Session, job: Job, reason: str, error: ErrorRecord, max_crashes: in
     """End the attempt of a job whose row is locked by us."""
     crashes = job.crashes + 1
     if job.phase != Phase.CANCELLING and may_retry(error) and crashes < max_crashes:
-        _wait_again(s, job, Phase.RECOVERING, reason, crashes=crashes)
-        add_event(s, job.id, level="warn", message=f"Attempt {job.attempt} was lost: {reason}; it will be resumed")
-        return Phase.RECOVERING
+        after = _give_up(s, job, Phase.RECOVERING, reason, crashes=crashes)
+        later = "it is paused" if after is Phase.PAUSED else "it will be resumed"
+        add_event(s, job.id, level="warn", message=f"Attempt {job.attempt} was lost: {reason}; {later}")
+        return after
     after = Phase.CANCELLED if job.phase == Phase.CANCELLING else Phase.FAILED
     ended = end(
         s,
@@ -208,19 +216,20 @@ def _lose(s: Session, job: Job, reason: str, error: ErrorRecord, max_crashes: in
     return after
 
 
-def _wait_again(s: Session, job: Job, after: Phase, reason: str, *, crashes: int) -> None:
-    moved = move(
-        s,
-        job.id,
-        after,
-        before=WORKING,
-        if_fence=job.fence,
-        fence=Job.fence + 1,
-        crashes=crashes,
-        owner=None,
-        lease_until=None,
-        woken_at=clock(),
-    )
+def _give_up(s: Session, job: Job, after: Phase, reason: str, *, crashes: int) -> Phase:
+    """End an attempt of a job that is not to end: it waits as ``after`` says, or is paused when that was asked for."""
+    if job.phase == Phase.PAUSING:
+        after = Phase.PAUSED
+    values: dict[str, object] = {"fence": Job.fence + 1, "crashes": crashes, "owner": None, "lease_until": None}
+    moved = move(s, job.id, after, before=ACTIVE, if_fence=job.fence, woken_at=clock(), **values)
     assert moved is not None, "its row is locked by us"
     close_attempt(s, moved, reason)
-    wake(s, moved.queue)
+    if after in WAITING:
+        wake(s, moved.queue)
+    return after
+
+
+def _paused_message(s: Session, job_id: str) -> str:
+    checkpoint = newest_checkpoint(s, job_id)
+    where = f"it resumes from step {checkpoint.step}" if checkpoint else "it has no checkpoint and would start anew"
+    return f"The job is paused; {where}"

@@ -1,10 +1,12 @@
 """The job store under one name: ``from service.jobs import store``. Where each part lives:
 
 submission   submit, submit_once              queries      get_job, list_jobs, list_attempts
-leases       claim, renew, release, crash,    waiting      queue_position, requeue_silent
-             reap, note_resume                events       add_event, record_metrics, list_events
-completion   succeed, fail, cancelled,        checkpoints  record_checkpoint, forget_checkpoints, list_checkpoints
-             cancel                           workers      register_worker, heartbeat_worker, list_workers, ...
+leases       claim, renew, wanted_stop,       waiting      queue_position, requeue_silent
+             release, crash, reap, ...        order        ClaimOrder
+completion   succeed, fail, cancelled,        events       add_event, record_metrics, list_events
+             cancel                           checkpoints  record_checkpoint, forget_checkpoints, list_checkpoints
+control      pause, resume, start,            workers      register_worker, heartbeat_worker, list_workers, ...
+             set_priority, expire_deadlines
 
 Every function takes a Session first and never commits: the caller's ``with database.write()`` does. What a worker
 writes is conditional on its Claim; the answer None or False means that the lease is lost.
@@ -12,8 +14,10 @@ writes is conditional on its Claim; the answer None or False means that the leas
 
 from service.jobs.checkpoints import forget_checkpoints, list_checkpoints, newest_checkpoint, record_checkpoint
 from service.jobs.completion import cancel, cancelled, fail, succeed
+from service.jobs.control import expire_deadlines, pause, resume, set_priority, start, timeout_error
 from service.jobs.events import add_event, list_events, record_metrics
-from service.jobs.leases import Renewal, claim, crash, note_resume, reap, release, renew
+from service.jobs.leases import Renewal, claim, crash, note_resume, reap, release, renew, wanted_stop
+from service.jobs.order import ClaimOrder
 from service.jobs.pages import Page
 from service.jobs.queries import get_job, list_attempts, list_jobs
 from service.jobs.submission import NewJob, forget_old_keys, submit, submit_once
@@ -29,6 +33,7 @@ from service.jobs.workers import (
 
 __all__ = [
     "Claim",
+    "ClaimOrder",
     "NewJob",
     "Page",
     "QueuePosition",
@@ -38,6 +43,7 @@ __all__ = [
     "cancelled",
     "claim",
     "crash",
+    "expire_deadlines",
     "fail",
     "forget_checkpoints",
     "forget_dead_workers",
@@ -52,6 +58,7 @@ __all__ = [
     "list_workers",
     "newest_checkpoint",
     "note_resume",
+    "pause",
     "queue_position",
     "reap",
     "record_checkpoint",
@@ -60,7 +67,12 @@ __all__ = [
     "release",
     "renew",
     "requeue_silent",
+    "resume",
+    "set_priority",
+    "start",
     "submit",
     "submit_once",
     "succeed",
+    "timeout_error",
+    "wanted_stop",
 ]

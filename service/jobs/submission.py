@@ -52,11 +52,17 @@ class NewJob:
     suffix: str | None = None
     seed: int | None = None
     priority: int = 0
+    auto_start: bool = True
+    """False: it is queued only when its owner starts it."""
+    deadline_seconds: float | None = None
+    """The job fails when it has not ended so long after it was queued."""
+    api_key_id: str | None = None
+    """The key that submits it; keys of a project share its workers evenly."""
     metadata: dict[str, str] = field(default_factory=dict)
 
 
 def submit(s: Session, new: NewJob) -> Job:
-    """Insert the job with its metadata, created event and wake-up.
+    """Insert the job with its metadata, created event and wake-up; one that is not to start gets no wake-up.
 
     Raises InvalidRequestError when a file was deleted since the caller looked.
     """
@@ -67,13 +73,16 @@ def submit(s: Session, new: NewJob) -> Job:
     job = Job(
         id=job_id,
         project=new.project,
+        api_key_id=new.api_key_id,
         kind=new.kind,
         queue=QUEUE_OF[new.kind],
-        phase=Phase.QUEUED,
+        phase=Phase.QUEUED if new.auto_start else Phase.CREATED,
         priority=new.priority,
         created_at=time,
         queued_at=time,
         woken_at=time,
+        deadline_seconds=new.deadline_seconds,
+        deadline_at=time + new.deadline_seconds if new.deadline_seconds is not None and new.auto_start else None,
         request=new.request,
         config=new.config.model_copy(update={"run_id": job_id}).model_dump(mode="json"),
         model=new.model,
@@ -88,7 +97,8 @@ def submit(s: Session, new: NewJob) -> Job:
     s.add(job)
     s.flush()  # the rows below refer to it
     s.add_all(JobMetadata(job_id=job_id, key=key, value=value) for key, value in new.metadata.items())
-    s.add(Outbox(queue=job.queue, created_at=time))
+    if new.auto_start:
+        s.add(Outbox(queue=job.queue, created_at=time))
     add_event(s, job_id, message=_CREATED[new.kind].format(job_id))
     s.refresh(job)
     return job

@@ -1,7 +1,4 @@
-"""The order in which waiting jobs are claimed, a job's place in it, and wake-ups that got lost.
-
-The order: priority, then recovering before queued, then the project with the fewest running jobs, then age.
-"""
+"""What a waiting job is told about its place, and wake-ups that got lost. The order itself is ``order``'s."""
 
 from __future__ import annotations
 
@@ -9,45 +6,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import func, select, text, tuple_, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from service.jobs.database import clock, now
-from service.jobs.phases import WAITING, Phase, Queue
-from service.jobs.tables import WAITING_SQL, Job, Outbox, Worker
+from service.jobs.order import Cap, ClaimOrder, is_waiting
+from service.jobs.phases import HELD, WAITING, Phase, Queue
+from service.jobs.tables import Job, Outbox, Worker
 from service.settings import Settings
 
-BlockedReason = Literal["no_worker_alive", "waiting_for_gpu", "waiting_for_worker"]
-
-is_waiting = text(WAITING_SQL)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Waiting jobs of one project that only their age tells apart."""
-
-    priority: int
-    phase: Phase
-    project: str
-    size: int
-    active: int
-    """Jobs of the project that run now on the same queue."""
-
-    @property
-    def rank(self) -> tuple[int, bool, int]:
-        """Smaller is claimed earlier."""
-        return (-self.priority, self.phase is not Phase.RECOVERING, self.active)
+BlockedReason = Literal["not_started", "paused", "no_worker_alive", "waiting_for_gpu", "waiting_for_worker"] | Cap
 
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """Where a waiting job stands, at the moment of asking."""
+    """Where a job stands that no worker has, at the moment of asking."""
 
-    position: int
-    """1: the next claim takes it."""
-    ahead: int
+    position: int | None
+    """1: the next claim takes it. None: no claim takes it before something else happens, see blocked_reason."""
+    ahead: int | None
+    """Claims that come before."""
     blocked_reason: BlockedReason | None
     """None: an idle worker is about to take it."""
+    estimated_start: float | None = None
+    """By the database's clock; None where a running job ahead has not said how long it will take."""
 
 
 def wake(s: Session, queue: str) -> None:
@@ -56,56 +38,42 @@ def wake(s: Session, queue: str) -> None:
     s.flush()
 
 
-def waiting_groups(s: Session, queue: str) -> list[Group]:
-    """Groups of the queue's waiting jobs; equal ranks stand beside each other, and age decides between them."""
-    waiting = (
-        select(Job.priority, Job.phase, Job.project, func.count(), func.min(Job.queued_at))
-        .where(Job.queue == queue, is_waiting)
-        .group_by(Job.priority, Job.phase, Job.project)
-    )
-    rows = s.execute(waiting).all()
-    active: dict[str, int] = {}
-    if rows:
-        running = select(Job.project, func.count()).where(Job.lease_until.is_not(None), Job.queue == queue)
-        active = {row.project: row[1] for row in s.execute(running.group_by(Job.project))}
-    groups = [
-        (Group(priority, Phase(phase), project, size, active.get(project, 0)), oldest)
-        for priority, phase, project, size, oldest in rows
-    ]
-    return [group for group, _ in sorted(groups, key=lambda pair: (pair[0].rank, pair[1], pair[0].project))]
-
-
-def queue_position(s: Session, job: Job, *, alive_seconds: float = 60.0) -> QueuePosition | None:
-    """The job's place in the order of claims; None when it does not wait.
+def queue_position(
+    s: Session, job: Job, *, alive_seconds: float = 60.0, order: ClaimOrder | None = None
+) -> QueuePosition | None:
+    """The job's place in the order of claims; None once it was claimed or has ended.
 
     alive_seconds: a worker that was not heard of for longer does not count (settings.lease_seconds).
+    order: that of the job's queue in this transaction, to place many jobs at the price of one.
     """
+    if job.phase in HELD:
+        return QueuePosition(None, None, "paused" if job.phase == Phase.PAUSED else "not_started")
     if job.phase not in WAITING:
         return None
-    groups = waiting_groups(s, job.queue)
-    mine = next((g for g in groups if (g.priority, g.phase, g.project) == (job.priority, job.phase, job.project)), None)
-    if mine is None:  # claimed since the row was read
-        return None
-    peers = [g for g in groups if g.rank == mine.rank]
-    older = select(func.count()).where(
-        Job.queue == job.queue,
-        is_waiting,
-        Job.priority == job.priority,
-        Job.phase == job.phase,
-        Job.project.in_([g.project for g in peers]),
-        tuple_(Job.queued_at, Job.id) < (job.queued_at, job.id),
-    )
-    ahead = sum(g.size for g in groups if g.rank < mine.rank) + s.scalars(older).one()
-    return QueuePosition(ahead + 1, ahead, _blocked_reason(s, job.queue, ahead, alive_seconds))
-
-
-def _blocked_reason(s: Session, queue: str, ahead: int, alive_seconds: float) -> BlockedReason | None:
-    alive = s.scalars(select(func.count()).where(Worker.queue == queue, _is_alive(alive_seconds))).one()
+    ahead = (order or ClaimOrder(s, job.queue)).ahead_of(job)
+    if ahead is None or isinstance(ahead, str):
+        return None if ahead is None else QueuePosition(None, None, ahead)
+    alive = s.scalars(select(func.count()).where(Worker.queue == job.queue, _is_alive(alive_seconds))).one()
     if alive == 0:
-        return "no_worker_alive"
-    if _count_idle(s, queue, alive_seconds) > ahead:
+        return QueuePosition(ahead + 1, ahead, "no_worker_alive")
+    behind = ahead - _count_idle(s, job.queue, alive_seconds)
+    if behind < 0:
+        return QueuePosition(ahead + 1, ahead, None, now(s))
+    blocked = "waiting_for_gpu" if job.queue == Queue.GPU else "waiting_for_worker"
+    return QueuePosition(ahead + 1, ahead, blocked, _estimated_start(s, job.queue, behind))
+
+
+def _estimated_start(s: Session, queue: str, behind: int) -> float | None:
+    """When the worker is free that takes the job behind so many others; None unless every running job tells its end.
+
+    Only for the jobs that follow the running ones: how long those between will take is not known before they run.
+    """
+    running = s.scalars(select(Job.progress).where(Job.queue == queue, Job.lease_until.is_not(None))).all()
+    told = [(progress or {}).get("seconds_remaining") for progress in running]
+    remaining = sorted(seconds for seconds in told if seconds is not None)
+    if len(remaining) < len(told) or behind >= len(remaining):
         return None
-    return "waiting_for_gpu" if queue == Queue.GPU else "waiting_for_worker"
+    return now(s) + remaining[behind]
 
 
 def _is_alive(seconds: float):

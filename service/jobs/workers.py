@@ -6,9 +6,10 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service.jobs.database import clock, now
+from service.jobs.order import is_waiting
 from service.jobs.phases import Queue
 from service.jobs.tables import Document, Job, Worker
-from service.jobs.waiting import is_waiting, wake
+from service.jobs.waiting import wake
 
 
 def register_worker(
