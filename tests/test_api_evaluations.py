@@ -88,13 +88,13 @@ def test_an_evaluation_from_submit_to_items(api: Api) -> None:
     claim = api.claim(made["id"])
     predictions = RunDir(claim.run_path).evaluation_path("tuned", "MathVerse_MINI") / "predictions.jsonl"
     predictions.parent.mkdir(parents=True)
-    lines = [json.dumps({"index": n, "hit": bool(n % 2)}) for n in range(5)]
+    lines = [json.dumps({"id": str(n), "correct": bool(n % 2)}) for n in range(5)]
     predictions.write_text("\n".join(lines) + '\n{"torn')
     path = f"/v1/evaluations/{made['id']}"
     page = api.http().get(f"{path}/items?limit=2").json()
-    assert ([item["prediction"]["index"] for item in page["data"]], page["has_more"]) == ([0, 1], True)
+    assert ([item["item_id"] for item in page["data"]], page["has_more"]) == (["0", "1"], True)
     page = api.http().get(f"{path}/items?limit=3&after={page['last_id']}").json()
-    assert ([item["prediction"]["index"] for item in page["data"]], page["has_more"]) == ([2, 3, 4], False)
+    assert ([item["item_id"] for item in page["data"]], page["has_more"]) == (["2", "3", "4"], False)
     assert api.http().get(f"{path}/items?role=base").json()["data"] == []
     assert api.http().get(f"{path}/items?benchmark=../x").json()["error"]["param"] == "benchmark"
     assert api.http().get(f"{path}/items?after=x").json()["error"]["param"] == "after"

@@ -18,6 +18,7 @@ from vlm_dft.config import BenchmarkConfig, EvalConfig, PixelConfig, RunConfig
 from vlm_dft.errors import BenchmarkError, ConfigError, EvaluationError
 from vlm_dft.evaluation import comparable, evaluate
 from vlm_dft.evaluation.generation import Generator
+from vlm_dft.evaluation.item_files import ItemRecord
 from vlm_dft.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from vlm_dft.evaluation.report import by_role, score_table
 from vlm_dft.results import Score
@@ -77,7 +78,7 @@ def test_a_model_that_learned_the_answers_scores_and_its_base_does_not(
         directory = run.evaluation_path(score.model_role, "colours")
         assert Score.model_validate_json((directory / "score.json").read_bytes()) == score
         predictions = read_predictions(directory)
-        assert {prediction.id for prediction in predictions} == {str(index) for index in range(8)}
+        assert [prediction.id for prediction in predictions] == [str(index) for index in range(8)]
         assert (run.path / score.predictions).is_file()
     first = read_predictions(run.evaluation_path("tuned", "colours"))[0]
     assert (first.extracted, first.rule, first.correct, first.finish_reason) == (
@@ -87,6 +88,8 @@ def test_a_model_that_learned_the_answers_scores_and_its_base_does_not(
         "stop",
     )
     assert first.prompt.startswith("Which colour?")
+    asked = (run.items_path("colours") / "items.jsonl").read_text().splitlines()
+    assert [ItemRecord.model_validate_json(line).id for line in asked] == [str(index) for index in range(8)]
     progress = run.read_progress()
     assert progress is not None
     assert (progress.phase, progress.benchmark, progress.items_done, progress.items_total) == (

@@ -13,6 +13,7 @@
     ├── export/                model and processor that from_pretrained loads; export/adapter for LoRA
     ├── dataset/               canonical dataset, when the run is a validation
     ├── evaluation/<role>/<benchmark>/  predictions.jsonl, score.json
+    ├── evaluation/items/<benchmark>/   items.jsonl and pictures, as they were asked
     └── result.json            RunResult, written last: its existence means that the process ended by itself
 
 Every file but the logs appears by rename, so a reader never sees half of one.
@@ -174,6 +175,10 @@ class RunDir:
     def evaluation_path(self, role: str, benchmark: str) -> Path:
         """Directory of one benchmark's predictions and score; role is base or tuned."""
         return self.path / "evaluation" / role / benchmark.replace(":", "-")
+
+    def items_path(self, benchmark: str) -> Path:
+        """Directory of one benchmark's items and their pictures."""
+        return self.evaluation_path("items", benchmark)
 
     def checkpoint_path(self, step: int) -> Path:
         return self.checkpoints_path / f"step-{step:06d}"

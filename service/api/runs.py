@@ -1,14 +1,11 @@
-"""What the API reads from run directories: metrics and histograms over all attempts, the trainer's log, predictions.
+"""What the API reads from run directories: metrics and histograms over all attempts, the trainer's log.
 
 A run directory is written by one trainer while we read: every line that ends is whole, and nothing here locks.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +82,3 @@ def log_tail(attempts: Sequence[Attempt], number: int | None, tail_bytes: int) -
         if chosen is None:
             raise NotFoundError(f"there is no attempt {number}", param="attempt", code="attempt_not_found")
     return chosen.attempt, RunDir(Path(chosen.run_path)).log_tail(tail_bytes)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A stretch of one benchmark's predictions.jsonl."""
-
-    items: list[dict[str, Any]]
-    has_more: bool
-
-
-def read_predictions(run: RunDir, role: str, benchmark: str, start: int, limit: int) -> Predictions:
-    """Lines start .. start + limit of the predictions of one model role on one benchmark; empty before there are any.
-
-    A last line without its newline is still being written, and left for later.
-    """
-    path = run.evaluation_path(role, benchmark) / "predictions.jsonl"
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = [line for line in islice(file, start, start + limit + 1) if line.endswith("\n")]
-    except FileNotFoundError:
-        return Predictions([], has_more=False)
-    return Predictions([json.loads(line) for line in lines[:limit]], has_more=len(lines) > limit)

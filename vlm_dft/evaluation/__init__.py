@@ -8,6 +8,7 @@ answers, options, equality, arithmetic, latex (+ _child)
 grading                   from grades to a number with its standard error
 runner, generation        the model's side
 answering, predictions    every answer on disk, resumable
+item_files                what was asked, beside the answers
 backends, vlmevalkit      the same by VLMEvalKit, in its own process
 comparison, report        which scores may be compared, and their table
 """

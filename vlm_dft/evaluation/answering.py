@@ -88,9 +88,14 @@ class Answering:
         )
         wanted = [Ask(item, sample) for item in self.benchmark.items for sample in range(self.config.samples_per_item)]
         self._generate(model, wanted, log)
+        predictions = [log.done[ask.key] for ask in wanted]
         if self.judge is not None and self.benchmark_config.kind not in NEVER_JUDGED:
-            log.replace(self._judged([log.done[ask.key] for ask in wanted], self.judge))
-        return [log.done[ask.key] for ask in wanted]
+            predictions = self._judged(predictions, self.judge)
+        keys = {ask.key for ask in wanted}
+        ordered = [*predictions, *(each for each in log.done.values() if each.key not in keys)]
+        if ordered != list(log.done.values()):
+            log.replace(ordered)  # as the benchmark has them, for whoever pages through them
+        return predictions
 
     def _judged(self, predictions: Sequence[Prediction], judge: Judge) -> list[Prediction]:
         """The same, each graded by rules and, where these do not decide, by the judge. Raises EvaluationError."""

@@ -13,6 +13,7 @@ from vlm_dft.config import BenchmarkConfig, EvalConfig
 from vlm_dft.errors import ConfigError
 from vlm_dft.evaluation.answering import Role
 from vlm_dft.evaluation.contamination import report_overlaps
+from vlm_dft.evaluation.item_files import keep_items, pictures_dir
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.vlmevalkit.installation import Installation, Unavailable, find_installation
 from vlm_dft.evaluation.vlmevalkit.tables import CLASSES, without_picture
@@ -45,6 +46,8 @@ def evaluate(
         scores = runner.evaluate(native, run, tuned=tuned, base=base, base_revision=base_revision)
         found |= {(score.model_role, score.benchmark): score for score in scores}
     if installation is not None and asked:
+        for entry in asked:
+            keep_items(run, entry.config.name, entry.chosen, pictures_dir(config))
         scores = _vlmevalkit(config, run, installation, asked, tuned, base, base_revision)
         found |= {(score.model_role, score.benchmark): score for score in scores}
     roles: list[Role] = ["tuned", *(["base"] if base is not None else [])]

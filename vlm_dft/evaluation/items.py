@@ -52,6 +52,12 @@ class Picture:
         with self._opened() as image:
             return image.size
 
+    def media_type(self) -> str:
+        """Such as image/png, from the header."""
+        with self._opened() as image:
+            found = Image.MIME.get(image.format or "", "")
+        return found if found.startswith("image/") else "image/x-unknown"
+
     def decoded(self) -> Image.Image:
         """The picture in its own mode; what makes it RGB is the encoder's, as in training."""
         with self._opened() as image:

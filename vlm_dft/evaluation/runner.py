@@ -28,6 +28,7 @@ from vlm_dft.evaluation.benchmarks import RULES, load_benchmark, scorer_of
 from vlm_dft.evaluation.contamination import report_overlaps, without_overlaps
 from vlm_dft.evaluation.generation import Generator
 from vlm_dft.evaluation.grading import JUDGE, Grade, Summary, average
+from vlm_dft.evaluation.item_files import keep_items, pictures_dir
 from vlm_dft.evaluation.items import Benchmark
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.judging import NEVER_JUDGED
@@ -72,6 +73,8 @@ def evaluate(
     with LatexProcess() as latex:
         latex.start()
         asked = _read_benchmarks(config)
+        for entry in asked:
+            keep_items(run, entry.config.name, entry.benchmark, pictures_dir(config))
         judge = _open_judge(config, run)
         overlaps = report_overlaps(config, run, {entry.config.name: entry.benchmark for entry in asked})
         scoring = Scoring(config, run, latex, judge, overlaps)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
-
-from fastapi import APIRouter, BackgroundTasks, Query
+from fastapi import APIRouter, BackgroundTasks
 
 from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
+from service.api.evaluations import predictions
 from service.api.evaluations.catalog import Benchmark, show_benchmark
 from service.api.evaluations.requests import CreateEvaluation
 from service.api.evaluations.resolve import resolve_evaluation
-from service.api.evaluations.view import Evaluation, EvaluationItem, show_evaluation
+from service.api.evaluations.view import Evaluation, show_evaluation
 from service.api.fine_tuning.outputs import AttemptNumber, TailBytes
 from service.api.fine_tuning.responses import JobLog
 from service.api.once import IdempotencyKey, RetryCount, submit_resolved
-from service.api.runs import log_tail, read_predictions
+from service.api.runs import log_tail
 from service.api.schemas import ListPage
-from service.errors import InvalidRequestError
 from service.jobs import store
 from service.jobs.phases import Kind
 from vlm_dft.evaluation.provision import find_benchmarks
-from vlm_dft.run_dir import RunDir
 
 router = APIRouter(prefix="/v1", tags=["evaluations"])
 
@@ -101,43 +97,4 @@ def evaluation_log(
     return JobLog(job_id=evaluation_id, attempt=number, text=text)
 
 
-@router.get("/evaluations/{job_id}/items")
-def list_items(
-    job_id: str,
-    project: Project,
-    database: DatabaseNow,
-    benchmark: Annotated[str | None, Query(max_length=100, description="Not given: the first one.")] = None,
-    role: Annotated[Literal["base", "tuned"], Query(description="Which model of a job that tunes one.")] = "tuned",
-    after: After = None,
-    limit: Limit = 20,
-) -> ListPage[EvaluationItem]:
-    """Every prediction of one benchmark, in its order. Takes a fine-tuning job that evaluates as well."""
-    with database.read() as s:
-        job = store.get_job(s, project, job_id)
-        attempts = store.list_attempts(s, job_id)
-    names = [each["name"] for each in ((job.config.get("evaluation") or {}).get("benchmarks") or [])]
-    if not names:
-        raise InvalidRequestError(f"{job_id} evaluates nothing: its request has no benchmarks", param="job_id")
-    name = benchmark or names[0]
-    if name not in names:
-        message = f"benchmark: {job_id} does not score {name!r}; it scores {', '.join(names)}"
-        raise InvalidRequestError(message, param="benchmark")
-    if not attempts:
-        return ListPage.of([], has_more=False)
-    start = _start(after)
-    found = read_predictions(RunDir(Path(attempts[-1].run_path)), role, name, start, limit)
-    items = [
-        EvaluationItem(id=f"item-{start + index}", benchmark=name, role=role, prediction=item)
-        for index, item in enumerate(found.items, 1)
-    ]
-    return ListPage.of(items, found.has_more)
-
-
-def _start(after: str | None) -> int:
-    """Number of the line after the named item: item-20 is the twentieth."""
-    if after is None:
-        return 0
-    number = after.removeprefix("item-")
-    if not (after.startswith("item-") and number.isdecimal() and len(number) < 12):
-        raise InvalidRequestError(f"after: there is no {after!r} in this list", param="after")
-    return int(number)
+router.include_router(predictions.router)
