@@ -23,8 +23,11 @@ from service.jobs import queue, store
 from service.jobs.database import Database, open_database
 from service.jobs.files import expire_files
 from service.jobs.uploads import expire_uploads
+from service.jobs.webhooks import forget_old_deliveries
 from service.settings import Settings, get_settings
 from worker import logs
+from worker.chores import Chore
+from worker.courier import deliver_due
 
 log = structlog.get_logger(__name__)
 TIDY_SECONDS = 60.0
@@ -92,6 +95,7 @@ class Janitor:
     def _forget(self) -> None:
         with self._database.write() as session:
             store.forget_old_keys(session)
+            forget_old_deliveries(session)
             dead = store.forget_dead_workers(session, max(FORGET_WORKER_SECONDS, 10 * self._settings.lease_seconds))
         if dead:
             log.info("forgot workers that were not seen for long", count=dead)
@@ -121,13 +125,23 @@ def main() -> None:
     logs.configure()
     settings = get_settings()
     queue.prepare_broker(settings)
-    janitor = Janitor(open_database(settings), settings)
+    database = open_database(settings)
+    janitor = Janitor(database, settings)
+    chores = [
+        Chore("webhooks", lambda: deliver_due(database, settings), settings.janitor_seconds),
+    ]
     told = _stop_signal()
     log.info("janitor started", every_seconds=settings.janitor_seconds)
+    for chore in chores:
+        chore.start()
     while True:
         janitor.sweep()
         if select.select([told], [], [], settings.janitor_seconds)[0]:
             break
+    for chore in chores:
+        chore.ask_to_stop()
+    for chore in chores:
+        chore.wait()
     log.info("janitor stopped")
 
 

@@ -33,6 +33,7 @@ from service.api.logs import configure_logs
 from service.api.models import router as models
 from service.api.operations import router as operations
 from service.api.uploads import router as uploads
+from service.api.webhooks import router as webhooks
 from service.jobs import keys
 from service.jobs.database import open_database
 from service.jobs.models import ModelRegistry
@@ -76,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.celery = celery
     app.state.wake_up = partial(flush_outbox, database, celery)
     install_error_rendering(app)
-    for resource in (files, uploads, fine_tuning, outputs, evaluations, models):
+    for resource in (files, uploads, fine_tuning, outputs, evaluations, models, webhooks):
         app.include_router(resource.router, dependencies=[_bearer])
     app.include_router(operations.router)
     return app

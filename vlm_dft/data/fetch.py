@@ -32,7 +32,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The address may not be dialled."""
 
 
@@ -59,7 +59,7 @@ class Fetcher:
                 current = urljoin(current, location)
             else:
                 raise RowError(field, "image_url_redirects", f"{shown(url)}: more than {self.max_redirects} redirects")
-        except _RefusedError as error:
+        except RefusedError as error:
             reason = f"{shown(current)} leads to {error}, which is no public address"
             raise RowError(field, "image_url_private", reason) from None
         except (
@@ -89,7 +89,7 @@ class Fetcher:
 
     def _get(self, url: str, deadline: float) -> tuple[int, str, bytes]:
         """(status, location, body up to one byte more than allowed)"""
-        backend = _CheckedBackend(self.allowed, deadline)
+        backend = CheckedBackend(self.allowed, deadline)
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout_seconds)
         with (
             httpcore.ConnectionPool(network_backend=backend, ssl_context=ssl.create_default_context()) as pool,
@@ -106,7 +106,7 @@ class Fetcher:
             return response.status, location, bytes(body)
 
 
-class _CheckedBackend(httpcore.NetworkBackend):
+class CheckedBackend(httpcore.NetworkBackend):
     """Dials only addresses that were checked, and nothing beyond the deadline."""
 
     def __init__(self, allowed: Callable[[str], bool], deadline: float) -> None:
@@ -129,7 +129,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         for address in addresses:
             if not self._allowed(address):
-                raise _RefusedError(address)
+                raise RefusedError(address)
         stream = self._sync.connect_tcp(addresses[0], port, _left(self._deadline), None, socket_options)
         return _Timed(stream, self._deadline)
 
@@ -163,5 +163,5 @@ class _Timed(httpcore.NetworkStream):
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise httpcore.ReadTimeout("the time for this image is over")
+        raise httpcore.ReadTimeout("the time for this request is over")
     return left

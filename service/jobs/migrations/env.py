@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.jobs import tenancy_tables  # noqa: F401 - its tables join the metadata
+from service.jobs import (
+    tenancy_tables,  # noqa: F401 - its tables join the metadata
+    webhook_tables,  # noqa: F401 - registers its tables
+)
 from service.jobs.tables import Base
 
 context.configure(
