@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.api.dependencies import After, DatabaseNow, Limit, Project, SettingsNow
+from service.api.fine_tuning import downsampling
 from service.api.fine_tuning.responses import (
     FineTuningCheckpoint,
     FineTuningJobEvent,
@@ -38,6 +39,7 @@ Sequence = Annotated[int | None, Query(ge=0, le=_LARGEST)]
 Step = Annotated[int, Query(ge=0, le=_LARGEST)]
 LastStep = Annotated[int | None, Query(ge=0, le=_LARGEST)]
 TailBytes = Annotated[int, Query(ge=1, le=2**20, description="Bytes of the end, whole lines.")]
+Keys = Annotated[str | None, Query(max_length=500, description="Only these numbers, with commas between them.")]
 AttemptNumber = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Not given: the newest.")]
 
 
@@ -129,10 +131,18 @@ def job_metrics(
     database: DatabaseNow,
     from_step: Step = 0,
     to_step: LastStep = None,
+    keys: Keys = None,
+    resolution: Annotated[int | None, Query(ge=2, le=100_000, description="At most so many points.")] = None,
 ) -> JobMetrics:
-    """Numbers of every logged step from from_step to to_step, both included."""
+    """Numbers of every logged step from from_step to to_step, both included; with resolution: means over stretches."""
+    names = [name for name in (keys or "").split(",") if name]
+    if unknown := sorted(set(names) - downsampling.NAMES):
+        known = ", ".join(sorted(downsampling.NAMES))
+        raise InvalidRequestError(f"keys: there is no number {unknown[0]!r}; there are {known}", param="keys")
     attempts = _attempts(database, project, job_id, from_step, to_step)
-    return JobMetrics(job_id=job_id, data=merged_metrics(attempts, from_step, to_step))
+    records = merged_metrics(attempts, from_step, to_step)
+    data = downsampling.downsample(records, resolution or max(1, len(records)), names)
+    return JobMetrics(job_id=job_id, data=data)
 
 
 @router.get("/histograms")
