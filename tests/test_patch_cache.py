@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets_for_tests import shapes_dataset
+from throwaway import wait_until
 
 import vlm_dft.torchvision_shim  # noqa: F401
 
@@ -124,16 +126,37 @@ def test_the_budget_is_checked_before_anything_is_written(processor, dataset: Ca
     with pytest.raises(ConfigError, match=r"patches of \d+ images take .* GiB.*max_gib is 1e-05") as caught:
         cache.reserve(parts)
     assert caught.value.param == "train.patch_cache.max_gib"
-    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["settings.json"]
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".in-use"] == [
+        "settings.json"
+    ]
 
 
-def test_the_budget_counts_what_other_runs_have_left(tmp_path: Path):
-    config = CacheConfig(directory=tmp_path, max_gib=3000 / 2**30)
-    TensorFiles(config, {"run": 1}, torch.uint8).write("aa", torch.zeros(1500, dtype=torch.uint8))
-    mine = TensorFiles(config, {"run": 2}, torch.uint8)
-    assert mine.reserve({"bb": (1000,)}, what="x", param="patch_cache") == ["bb"]
-    with pytest.raises(ConfigError, match="holds"):
-        mine.reserve({"bb": (2000,)}, what="x", param="patch_cache")
+def in_use(directory: Path, name: str) -> None:
+    """Another process that has reserved one file of 1000 bytes, until it is ended."""
+    files = TensorFiles(CacheConfig(directory=directory), {"run": 0}, torch.uint8)
+    files.write(name, torch.zeros(1000, dtype=torch.uint8))
+    files.reserve({name: (1000,)}, what="x", param="patch_cache")
+    (directory / "ready").touch()
+    time.sleep(60)
+
+
+def test_the_longest_unused_files_make_room_unless_another_run_uses_the_directory(tmp_path: Path):
+    other = multiprocessing.get_context("fork").Process(target=in_use, args=(tmp_path, "aa"))
+    other.start()
+    wait_until((tmp_path / "ready").exists, 10, "the other run")
+    config = CacheConfig(directory=tmp_path, max_gib=3500 / 2**30)
+    mine = TensorFiles(config, {"run": 1}, torch.uint8)
+    for age, name in enumerate(("bb", "cc", "dd")):
+        mine.write(name, torch.zeros(500, dtype=torch.uint8))
+        os.utime(mine._path(name), (time.time() - age,) * 2)
+    with pytest.raises(ConfigError, match=r"holds .* that are in use"):
+        mine.reserve({"ee": (1200,)}, what="x", param="patch_cache")
+    other.kill()
+    other.join()
+    os.utime(next(tmp_path.rglob("aa")), (0, 0))
+    assert mine.reserve({"cc": (500,), "ee": (2200,)}, what="x", param="patch_cache") == ["ee"]
+    # aa is the oldest, then dd; cc is wanted, and bb need not go.
+    assert {path.name for path in tmp_path.rglob("??") if path.is_file()} == {"bb", "cc"}
 
 
 def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path):

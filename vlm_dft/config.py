@@ -60,7 +60,8 @@ class CacheConfig(Frozen):
 
     directory: Path
     max_gib: float = Field(default=100.0, gt=0.0)
-    """Largest size of the directory, other runs' files included: a run that needs more is refused before it starts."""
+    """Largest size of the directory. What other runs have left makes room, the longest unused first, once none of them
+    is going on; a run that still needs more is refused before it starts."""
 
 
 class Hyperparameters(Frozen):

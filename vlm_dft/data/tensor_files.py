@@ -16,7 +16,6 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ import torch
 from torch import Tensor
 
 from vlm_dft.config import CacheConfig
+from vlm_dft.data import cache_room
 from vlm_dft.errors import ConfigError, DiskFullError
 from vlm_dft.run_dir import disk_errors, write_json
-
-_ABANDONED_AFTER_SECONDS = 3600.0
 
 
 class TensorFiles:
@@ -74,19 +72,23 @@ class TensorFiles:
         return [name for name, shape in shapes.items() if not self._is_whole(self._path(name), self.num_bytes(shape))]
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]], *, what: str, param: str) -> list[str]:
-        """Names that are still to be written, having checked that the budget and the disk have room for them.
+        """Names that are still to be written, having made room for them within the budget; all of shapes stay here
+        as long as this process lives.
 
         what, param: what the files are and whose budget it is, for the message. Raises ConfigError, DiskFullError.
         """
+        budget = self._budget_gib * 2**30
+        needed = sum(self.num_bytes(shapes[name]) for name in self.missing(shapes))
+        cache_room.hold(self.root, [self._path(name) for name in shapes], needed_bytes=needed, budget_bytes=budget)
         missing = self.missing(shapes)
         needed = sum(self.num_bytes(shapes[name]) for name in missing)
         total = sum(map(self.num_bytes, shapes.values()))
-        held = _size_of(self.root)
-        if held + needed > self._budget_gib * 2**30:
+        held = cache_room.size_of(self.root)
+        if held + needed > budget:
             raise ConfigError(
                 f"{what} of {len(shapes)} images take {_gib(total)}, {_gib(needed)} of them not written yet; "
-                f"{self.root} holds {_gib(held)} already, and {param}.max_gib is {self._budget_gib:g}: raise it, lower "
-                f"pixels.max_pixels, or remove what {self.root} holds of other runs",
+                f"{self.root} holds {_gib(held)} that are in use, and {param}.max_gib is {self._budget_gib:g}: raise "
+                "it, lower pixels.max_pixels, or wait for the other runs that use the directory",
                 param=f"train.{param}.max_gib",
             )
         free = shutil.disk_usage(self.root).free
@@ -109,23 +111,6 @@ class TensorFiles:
             return path.stat().st_size == num_bytes
         except FileNotFoundError:
             return False
-
-
-def _size_of(root: Path) -> int:
-    """Bytes below root; removes what a killed writer has left half-written."""
-    total, now = 0, time.time()
-    for directory, _, names in os.walk(root):
-        for name in names:
-            path = Path(directory, name)
-            try:
-                status = path.stat()
-                if name.endswith(".tmp") and now - status.st_mtime > _ABANDONED_AFTER_SECONDS:
-                    path.unlink()
-                    continue
-            except FileNotFoundError:  # another process's, renamed meanwhile
-                continue
-            total += status.st_size
-    return total
 
 
 def _gib(num_bytes: int) -> str:
