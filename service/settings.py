@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """Key of the default project; unset on a loopback host: no authentication, unless keys were created."""
     secret: SecretStr | None = None
     """Key of the HMAC over API keys; unset: a random one kept in the data directory."""
+    requests_per_minute: int = Field(default=6000, ge=1)
+    """Of one API key, unless it has a limit of its own; counted in each API process."""
     organization: str = "org-vlm-dft"
     """organization_id in job objects."""
 

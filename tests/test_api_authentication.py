@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 from api_server import JSONL, Api, serve
+from throwaway import wait_until
 
 from service.jobs import keys
 from service.jobs.phases import Kind
@@ -62,6 +63,7 @@ def test_a_created_key_opens_its_project_until_it_is_revoked(guarded: Api) -> No
         key = s.query(ApiKey).one()
         assert key.last_used_at is not None
         keys.revoke_key(s, "team", key.id)
+    wait_until(lambda: guarded.http(text).get("/v1/files").status_code == 401, 10, "the key is refused")
     with pytest.raises(openai.AuthenticationError):
         client.files.list()
 
@@ -103,7 +105,7 @@ def test_a_loopback_server_without_keys_is_open_until_one_is_created(open_api: A
     assert open_api.client("anything").files.list().data == []
     assert open_api.http().get("/v1/files").status_code == 200
     text = open_api.key("default")
-    assert open_api.http().get("/v1/files").status_code == 401
+    wait_until(lambda: open_api.http().get("/v1/files").status_code == 401, 10, "a key is asked for")
     assert open_api.client(text).files.list().data == []
 
 

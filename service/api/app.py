@@ -32,9 +32,10 @@ from service.api.fine_tuning import router as fine_tuning
 from service.api.logs import configure_logs
 from service.api.models import router as models
 from service.api.operations import router as operations
+from service.api.tenancy import router as tenancy
 from service.api.uploads import router as uploads
 from service.api.webhooks import router as webhooks
-from service.jobs import keys
+from service.jobs import keys, tenancy_audit
 from service.jobs.database import open_database
 from service.jobs.models import ModelRegistry
 from service.jobs.queue import create_celery, flush_outbox, prepare_broker
@@ -55,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     prepare_directory(settings)
     prepare_broker(settings)
     database = open_database(settings)
+    database.before_commit.append(tenancy_audit.record)
     celery = create_celery(settings)
     app = FastAPI(
         title="vlm-dft",
@@ -77,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.celery = celery
     app.state.wake_up = partial(flush_outbox, database, celery)
     install_error_rendering(app)
-    for resource in (files, uploads, fine_tuning, outputs, evaluations, models, webhooks):
+    for resource in (files, uploads, fine_tuning, outputs, evaluations, models, webhooks, tenancy):
         app.include_router(resource.router, dependencies=[_bearer])
     app.include_router(operations.router)
     return app

@@ -13,19 +13,25 @@ from urllib.parse import unquote_to_bytes
 
 import anyio
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import render, unexpected
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, ServiceError
 
 log = structlog.get_logger("service.api")
 
 VERSION = version("vlm-dft")
+_VERSION_HEADER = (b"x-vlm-dft-version", VERSION.encode())
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _QUIET_PATHS = frozenset({"/healthz", "/readyz"})
+MAX_TARGET_BYTES = 8 * 2**10
+"""Path and query string together."""
+MAX_HEADERS = 100
+MAX_HEADERS_BYTES = 32 * 2**10
+"""Names and values; uvicorn itself cuts off at 64 KiB, without our words."""
 _DRAIN_BYTES = 16 * 2**20
 _DRAIN_SECONDS = 5.0
 
@@ -70,6 +76,22 @@ class LimitedBody:
                 self.finished = message["type"] != "http.request" or not message.get("more_body", False)
 
 
+class _TargetTooLongError(ServiceError):
+    """The URL is too long: send what is long as a body."""
+
+    status = 414
+    code = "url_too_long"
+    type = "invalid_request_error"
+
+
+class _HeadersTooLargeError(ServiceError):
+    """The request's headers are too many or too large."""
+
+    status = 431
+    code = "headers_too_large"
+    type = "invalid_request_error"
+
+
 class RequestContext:
     """Outermost middleware: x-request-id and version on every response, one log line, 500 in the error shape."""
 
@@ -96,16 +118,19 @@ class RequestContext:
                 if not body.finished:
                     await body.drain()
                 status = message["status"]
-                outgoing = MutableHeaders(scope=message)
-                outgoing["x-request-id"] = request_id
-                outgoing["x-vlm-dft-version"] = VERSION
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    _VERSION_HEADER,
+                    *state.get("headers", ()),
+                ]
             await send(message)
 
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
-            if _has_nul(scope):
-                await render(InvalidRequestError("the URL holds a NUL character"))(scope, body, send_with_id)
+            if (refusal := _refusal(scope)) is not None:
+                await render(refusal)(scope, body, send_with_id)
             else:
                 await self.app(scope, body, send_with_id)
         except ClientDisconnect:
@@ -139,6 +164,20 @@ def _content_length(headers: Headers) -> int | None:
     return int(value) if value.isdecimal() else None
 
 
-def _has_nul(scope: Scope) -> bool:
-    """No id, name or path holds a NUL, and PostgreSQL refuses it anywhere."""
-    return "\0" in scope["path"] or b"\0" in unquote_to_bytes(scope.get("query_string", b""))
+def _refusal(scope: Scope) -> ServiceError | None:
+    """What no route should have to look at."""
+    query = scope.get("query_string", b"")
+    target_bytes = len(scope.get("raw_path") or b"") + len(query)
+    if target_bytes > MAX_TARGET_BYTES:
+        return _TargetTooLongError(f"the URL has {target_bytes} bytes; at most {MAX_TARGET_BYTES} are taken")
+    headers = scope["headers"]
+    header_bytes = sum(len(name) + len(value) for name, value in headers)
+    if len(headers) > MAX_HEADERS or header_bytes > MAX_HEADERS_BYTES:
+        return _HeadersTooLargeError(
+            f"the request has {len(headers)} headers of {header_bytes} bytes; at most {MAX_HEADERS} of together "
+            f"{MAX_HEADERS_BYTES} bytes are taken"
+        )
+    # No id, name or path holds a NUL, and PostgreSQL refuses it anywhere.
+    if "\0" in scope["path"] or (b"%00" in query and b"\0" in unquote_to_bytes(query)):
+        return InvalidRequestError("the URL holds a NUL character")
+    return None

@@ -12,6 +12,7 @@ from typing import Annotated
 from celery import Celery
 from fastapi import Depends, Query, Request
 
+from service.api.callers import Caller
 from service.jobs.database import Database
 from service.jobs.models import ModelRegistry
 from service.settings import Settings
@@ -29,6 +30,11 @@ async def registry_of(request: Request) -> ModelRegistry:
     return request.app.state.registry
 
 
+async def caller_of(request: Request) -> Caller:
+    """Who calls, with key and scopes; Authentication has put it there."""
+    return request.state.caller
+
+
 async def project_of(request: Request) -> str:
     """The project of the caller's key; Authentication has put it there."""
     return request.state.project
@@ -38,6 +44,7 @@ SettingsNow = Annotated[Settings, Depends(settings_of)]
 DatabaseNow = Annotated[Database, Depends(database_of)]
 RegistryNow = Annotated[ModelRegistry, Depends(registry_of)]
 Project = Annotated[str, Depends(project_of)]
+CallerNow = Annotated[Caller, Depends(caller_of)]
 
 
 After = Annotated[str | None, Query(max_length=255, description="Id of the last object of the page before.")]

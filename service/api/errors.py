@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from service.errors import (
     InvalidRequestError,
     NotFoundError,
+    QuotaExceededError,
     ServiceError,
     StorageFullError,
     TooLargeError,
@@ -75,7 +76,7 @@ def error_response(
 
 def render(error: ServiceError) -> JSONResponse:
     """The answer of a ServiceError."""
-    details = error.details if isinstance(error, DetailedRequestError) else {}
+    details = error.details if isinstance(error, DetailedRequestError | QuotaExceededError) else {}
     body = ErrorObject(message=error.message, type=error.type, param=error.param, code=error.code, **details)
     headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
     return error_response(

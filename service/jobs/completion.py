@@ -19,6 +19,7 @@ from service.jobs.events import add_event
 from service.jobs.phases import ACTIVE, HELD, TERMINAL, WAITING, Kind, Phase
 from service.jobs.queries import get_job
 from service.jobs.tables import Attempt, File, Job, Model
+from service.jobs.tenancy_quotas import settle_gpu_minutes
 from service.jobs.transitions import Claim, lock_held, move
 from service.jobs.webhooks import announce
 from vlm_dft.results import ErrorRecord, RunResult, Score
@@ -49,6 +50,7 @@ def end(
     if job is None:
         return None
     close_attempt(s, job, exit_reason)
+    settle_gpu_minutes(s, job.id)
     announce(s, job, after)
     if job.kind == Kind.FILE_VALIDATION:
         _settle_file(s, job, result, error if after is not Phase.CANCELLED else _CANCELLED)

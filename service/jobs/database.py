@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class Database:
 
     def __init__(self, url: str | URL) -> None:
         self.url = make_url(url)
+        self.before_commit: list[Callable[[Session], None]] = []
+        """Run at the end of each write transaction that did not raise, within it."""
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite and self.url.database:
             Path(self.url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,6 +91,8 @@ class Database:
         """A transaction that may change rows; commits at the end of the block, rolls back when it raises."""
         with Session(self._write, expire_on_commit=False) as session, session.begin():
             yield session
+            for finish in self.before_commit:
+                finish(session)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

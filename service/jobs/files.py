@@ -21,6 +21,7 @@ from service.jobs.pages import Order, Page, paginate
 from service.jobs.phases import TERMINAL, Kind
 from service.jobs.submission import NewJob, submit
 from service.jobs.tables import Document, File, Job
+from service.jobs.tenancy_quotas import need_storage
 from vlm_dft.config import RunConfig, ValidationConfig
 
 FINE_TUNE = "fine-tune"
@@ -48,8 +49,9 @@ class NewFile:
 def create_file(s: Session, new: NewFile, *, runs_dir: Path, validation: ValidationConfig | None) -> File:
     """Insert the record; for purpose fine-tune also its validation job, for which ``validation`` is needed.
 
-    Other purposes are processed at once: nothing here reads them.
+    Other purposes are processed at once: nothing here reads them. Raises QuotaExceededError.
     """
+    need_storage(s, new.project, 0 if new.registered else new.bytes)
     file = File(
         id=new.id,
         project=new.project,

@@ -14,8 +14,9 @@ from service.errors import IdempotencyError, InvalidRequestError
 from service.jobs.database import now, serialize
 from service.jobs.events import add_event
 from service.jobs.ids import new_job_id
-from service.jobs.phases import QUEUE_OF, Kind, Phase
+from service.jobs.phases import QUEUE_OF, Kind, Phase, Queue
 from service.jobs.tables import Document, File, IdempotencyKey, Job, JobMetadata, Outbox
+from service.jobs.tenancy_quotas import need_job_slot, reserve_gpu_minutes
 from vlm_dft.config import RunConfig
 
 KEY_SECONDS: Final = 24 * 3600.0
@@ -64,11 +65,13 @@ class NewJob:
 def submit(s: Session, new: NewJob) -> Job:
     """Insert the job with its metadata, created event and wake-up; one that is not to start gets no wake-up.
 
-    Raises InvalidRequestError when a file was deleted since the caller looked.
+    Raises InvalidRequestError when a file was deleted since the caller looked, QuotaExceededError.
     """
     assert new.kind is not Kind.FINE_TUNING or (new.model and new.root), "a fine-tuning needs model and root"
     for param in ("training_file", "validation_file", "subject_file"):
         _lock_file(s, new.project, getattr(new, param), param)
+    if QUEUE_OF[new.kind] is Queue.GPU:
+        need_job_slot(s, new.project)
     job_id, time = new_job_id(new.kind), now(s)
     job = Job(
         id=job_id,
@@ -96,6 +99,8 @@ def submit(s: Session, new: NewJob) -> Job:
     )
     s.add(job)
     s.flush()  # the rows below refer to it
+    if QUEUE_OF[new.kind] is Queue.GPU:
+        reserve_gpu_minutes(s, job_id, new.project, new.deadline_seconds)
     s.add_all(JobMetadata(job_id=job_id, key=key, value=value) for key, value in new.metadata.items())
     if new.auto_start:
         s.add(Outbox(queue=job.queue, created_at=time))

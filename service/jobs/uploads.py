@@ -18,6 +18,7 @@ from service.jobs.database import clock, now
 from service.jobs.files import NewFile, create_file
 from service.jobs.ids import new_id
 from service.jobs.tables import Document, Upload, UploadPart
+from service.jobs.tenancy_quotas import need_storage
 from vlm_dft.config import ValidationConfig
 
 UPLOAD_SECONDS: Final = 24 * 3600.0
@@ -35,7 +36,8 @@ def create_upload(
     options: Document,
     seconds: float = UPLOAD_SECONDS,
 ) -> Upload:
-    """Insert a pending upload of exactly ``bytes`` bytes."""
+    """Insert a pending upload of exactly ``bytes`` bytes; they count as used. Raises QuotaExceededError."""
+    need_storage(s, project, bytes)
     time = now(s)
     upload = Upload(
         id=new_id("upload_"),
@@ -108,8 +110,9 @@ def complete_upload(
 ) -> Upload:
     """Turn the joined bytes into a file. Raises InvalidStateError when another request completed or cancelled it."""
     upload = _pending(s, project, upload_id, lock=True)
-    file = create_file(s, new, runs_dir=runs_dir, validation=validation)
-    upload.status, upload.file_id = "completed", file.id
+    upload.status = "completed"
+    s.flush()  # before its file counts: the bytes are used once
+    upload.file_id = create_file(s, new, runs_dir=runs_dir, validation=validation).id
     s.flush()
     return upload
 

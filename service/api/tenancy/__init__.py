@@ -1,0 +1,1 @@
+"""Projects, API keys, usage and the audit log."""
