@@ -27,7 +27,7 @@ from service.api.errors import ErrorBody, install_error_rendering
 from service.api.evaluations import router as evaluations
 from service.api.files import router as files
 from service.api.files.storage import prepare_directory
-from service.api.fine_tuning import outputs
+from service.api.fine_tuning import outputs, preflights, preview
 from service.api.fine_tuning import router as fine_tuning
 from service.api.logs import configure_logs
 from service.api.models import router as models
@@ -80,6 +80,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.wake_up = partial(flush_outbox, database, celery)
     install_error_rendering(app)
     for resource in (files, uploads, fine_tuning, outputs, evaluations, models, webhooks, tenancy):
+        app.include_router(resource.router, dependencies=[_bearer])
+    for resource in (preflights, preview):
         app.include_router(resource.router, dependencies=[_bearer])
     app.include_router(operations.router)
     return app
