@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.api.schemas import ResponseModel
-from service.jobs.phases import WAITING, Phase
-from service.jobs.store import queue_position
+from service.jobs.phases import ACTIVE, Phase
+from service.jobs.store import ClaimOrder, queue_position
 from service.jobs.tables import Job
 from service.settings import Settings
 
@@ -32,12 +32,15 @@ class JobError(ResponseModel):
 class QueueState(ResponseModel):
     """Where a waiting job stands."""
 
-    position: int
-    """1: next."""
-    ahead: int
+    position: int | None
+    """1: next. null: nothing takes it before what blocked_reason says has changed."""
+    ahead: int | None
     """Jobs that go first."""
     blocked_reason: str | None
-    """no_worker_alive, waiting_for_gpu or waiting_for_worker; null: an idle worker is about to take it."""
+    """not_started, paused, project_cap or key_cap (as many run as may), no_worker_alive, waiting_for_gpu or
+    waiting_for_worker; null: an idle worker is about to take it."""
+    estimated_start: int | None
+    """Seconds since the epoch; null where a running job has not said how long it will take, or others go first."""
 
 
 class ProgressState(ResponseModel):
@@ -58,12 +61,17 @@ def job_error(job: Job) -> JobError | None:
     return JobError(**job.error) if job.error else None
 
 
-def queue_state(s: Session, job: Job, settings: Settings) -> QueueState | None:
-    """None unless the job waits."""
-    place = queue_position(s, job, alive_seconds=settings.lease_seconds)
+def queue_state(s: Session, job: Job, settings: Settings, order: ClaimOrder | None = None) -> QueueState | None:
+    """None once a worker has had the job, unless it waits again."""
+    place = queue_position(s, job, alive_seconds=settings.lease_seconds, order=order)
     if place is None:
         return None
-    return QueueState(position=place.position, ahead=place.ahead, blocked_reason=place.blocked_reason)
+    return QueueState(
+        position=place.position,
+        ahead=place.ahead,
+        blocked_reason=place.blocked_reason,
+        estimated_start=whole(place.estimated_start),
+    )
 
 
 def progress_state(job: Job) -> ProgressState | None:
@@ -89,7 +97,7 @@ def _percent(job: Job) -> float | None:
 def estimated_finish(job: Job) -> int | None:
     """Seconds since the epoch; None while the job does not run or has not said how long it will take."""
     remaining = (job.progress or {}).get("seconds_remaining")
-    if remaining is None or job.finished_at is not None or Phase(job.phase) in WAITING:
+    if remaining is None or Phase(job.phase) not in ACTIVE:
         return None
     return round(time.time() + remaining)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
-from fastapi import Header
+from fastapi import Depends, Header, Request
 from pydantic import BaseModel
 
 from service.jobs.database import Database
@@ -23,6 +23,15 @@ RetryCount = Annotated[
     int,
     Header(ge=0, le=100, description="Sent by the stock client; a body that is repeated with > 0 makes no second job."),
 ]
+
+
+async def api_key_id_of(request: Request) -> str | None:
+    """The stored key of the caller; None: the service's own key, or none was needed."""
+    caller = getattr(request.state, "caller", None)
+    return caller.key_id if caller is not None else None
+
+
+ApiKeyId = Annotated[str | None, Depends(api_key_id_of)]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ def submit_resolved(
     *,
     key: str | None,
     retry_count: int,
+    api_key_id: str | None = None,
 ) -> Job:
     """The job of this request. Resolving may take seconds, so it happens outside the transaction that writes.
 
@@ -59,8 +69,9 @@ def submit_resolved(
         except _NotSeenBeforeError:
             pass
     resolved = resolve()
+    new = replace(resolved.new, api_key_id=api_key_id)
     with database.write() as s:
-        job = submit_once(s, project, key, sha256, lambda: resolved.new, retry_count=retry_count)
+        job = submit_once(s, project, key, sha256, lambda: new, retry_count=retry_count)
         if job.attempt == 0 and job.last_event_seq == 1:  # ours, not that of a repetition which was faster
             for note in resolved.notes:
                 add_event(s, job.id, level="warn", message=note)

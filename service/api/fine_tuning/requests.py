@@ -29,8 +29,9 @@ from vlm_dft.objective_config import OBJECTIVE_OPTIONS, ObjectiveConfig
 
 BASE_LEARNING_RATE = Hyperparameters.model_fields["learning_rate"].default
 """What learning_rate_multiplier multiplies."""
-Priority = Literal["low", "normal", "high"]
-PRIORITIES: dict[Priority, int] = {"low": -10, "normal": 0, "high": 10}
+PRIORITIES = {"low": -10, "normal": 0, "high": 10}
+Priority = Literal["low", "normal", "high"] | Annotated[int, Field(strict=True, ge=-100, le=100)]
+"""Higher goes first; a number where three words are too few."""
 
 
 class RequestedHyperparameters(RequestModel, Hyperparameters):
@@ -181,6 +182,10 @@ class CreateFineTuningJob(RequestModel):
     evaluation: EvaluationPlan | None = None
     """Benchmarks to score after the training."""
     priority: Priority = "normal"
+    auto_start: bool = True
+    """False: the job waits for POST .../start."""
+    deadline_seconds: float | None = Field(default=None, gt=0, le=366 * 86400)
+    """The job fails with code timeout, its checkpoints kept, when it has not ended so long after it was queued."""
 
     @field_validator("integrations")
     @classmethod
@@ -188,3 +193,21 @@ class CreateFineTuningJob(RequestModel):
         if value:
             raise ValueError("no integration is available on this server: leave it out; /metrics has every number")
         return value
+
+
+class CloneFineTuningJob(CreateFineTuningJob):
+    """The request of a clone: the original's, changed by what the body names."""
+
+    cloned_from: Name
+    """The original."""
+
+
+class UpdateFineTuningJob(RequestModel):
+    """Body of PATCH /v1/fine_tuning/jobs/{id}."""
+
+    priority: Priority
+
+
+def ranked(priority: Priority) -> int:
+    """The number of a priority."""
+    return PRIORITIES[priority] if isinstance(priority, str) else priority

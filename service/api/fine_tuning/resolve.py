@@ -17,13 +17,13 @@ from service.api.evaluations.resolve import generation_settings, need_vision, re
 from service.api.fine_tuning.contradictions import check_training
 from service.api.fine_tuning.lengths import check_lengths
 from service.api.fine_tuning.requests import (
-    PRIORITIES,
     CreateFineTuningJob,
     DftMethod,
     OpenAIHyperparameters,
     RequestedHyperparameters,
     SupervisedMethod,
     TrainingOptions,
+    ranked,
 )
 from service.api.once import Resolved
 from service.errors import InvalidRequestError
@@ -81,7 +81,9 @@ def resolve_job(
         validation_file=held_out.id if held_out else None,
         suffix=body.suffix,
         seed=train.seed,
-        priority=PRIORITIES[body.priority],
+        priority=ranked(body.priority),
+        auto_start=body.auto_start,
+        deadline_seconds=body.deadline_seconds,
         metadata=body.metadata or {},
     )
     return Resolved(new, tuple(note for note in notes if note))

@@ -54,13 +54,16 @@ class FineTuningJob(ResponseModel):
     method: MethodShown
 
     phase: str
-    """Finer than status: queued, recovering, starting, loading_model, running, checkpointing, exporting, evaluating,
-    cancelling, succeeded, failed, cancelled."""
+    """Finer than status: created, queued, recovering, starting, loading_model, running, checkpointing, exporting,
+    evaluating, pausing, paused, cancelling, succeeded, failed, cancelled."""
     attempt: int
     """1 for the first run; higher after a lost worker or a drain."""
     started_at: int | None
     suffix: str | None
     priority: Priority
+    deadline_at: int | None
+    """When the job fails with code timeout unless it has ended; null: it has no deadline, or was not started yet."""
+    cloned_from: str | None
     objective: str
     queue: QueueState | None
     progress: ProgressState | None

@@ -1,4 +1,7 @@
-"""/v1/fine_tuning/jobs: create, retrieve, list, cancel. What a job leaves behind is in ``outputs``."""
+"""/v1/fine_tuning/jobs: create, retrieve, list, cancel; ``control`` has what else an owner may ask of a job.
+
+What a job leaves behind is in ``outputs``.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import re
 from fastapi import APIRouter, BackgroundTasks, Request
 
 from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
+from service.api.fine_tuning import control
 from service.api.fine_tuning.requests import CreateFineTuningJob
 from service.api.fine_tuning.resolve import resolve_job
 from service.api.fine_tuning.responses import FineTuningJob
 from service.api.fine_tuning.view import show_job
-from service.api.once import IdempotencyKey, RetryCount, submit_resolved
+from service.api.once import ApiKeyId, IdempotencyKey, RetryCount, submit_resolved
 from service.api.schemas import ListPage
 from service.errors import InvalidRequestError
 from service.jobs import store
-from service.jobs.phases import Kind
+from service.jobs.phases import Kind, Queue
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -31,6 +35,7 @@ def create_job(
     registry: RegistryNow,
     background: BackgroundTasks,
     wake_up: WakeUp,
+    api_key_id: ApiKeyId,
     idempotency_key: IdempotencyKey = None,
     x_stainless_retry_count: RetryCount = 0,
 ) -> FineTuningJob:
@@ -42,6 +47,7 @@ def create_job(
         lambda: resolve_job(database, project, body, settings, registry),
         key=idempotency_key,
         retry_count=x_stainless_retry_count,
+        api_key_id=api_key_id,
     )
     background.add_task(wake_up)
     with database.read() as s:
@@ -69,7 +75,8 @@ def list_jobs(
             metadata=metadata,
             without_metadata=without_metadata,
         )
-        return ListPage.of([show_job(s, job, settings) for job in page.rows], page.has_more)
+        order = store.ClaimOrder(s, Queue.GPU)
+        return ListPage.of([show_job(s, job, settings, order) for job in page.rows], page.has_more)
 
 
 def metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
@@ -98,3 +105,6 @@ def cancel_job(job_id: str, project: Project, database: DatabaseNow, settings: S
     """Cancel: a waiting job ends at once, a running one turns cancelling and ends within seconds."""
     with database.write() as s:
         return show_job(s, store.cancel(s, project, job_id, Kind.FINE_TUNING), settings)
+
+
+router.include_router(control.router)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.api.fine_tuning.objective_options import shown_options
-from service.api.fine_tuning.requests import BASE_LEARNING_RATE, PRIORITIES, Priority, TrainingOptions
+from service.api.fine_tuning.requests import BASE_LEARNING_RATE, PRIORITIES, TrainingOptions
 from service.api.fine_tuning.responses import (
     FineTuningCheckpoint,
     FineTuningJob,
@@ -26,11 +26,12 @@ from service.api.jobs import (
     without_attempt_paths,
 )
 from service.jobs.phases import Phase, openai_status
+from service.jobs.store import ClaimOrder
 from service.jobs.tables import Attempt, Checkpoint, Job, JobEvent
 from service.settings import Settings
 from vlm_dft.config import Hyperparameters, TrainConfig
 
-_PRIORITY_NAMES: dict[int, Priority] = {value: name for name, value in PRIORITIES.items()}
+_PRIORITY_NAMES: dict[int, Any] = {value: name for name, value in PRIORITIES.items()}
 _DEFAULTS = TrainConfig(model="", dataset=Path()).model_dump(mode="json")
 _OPENAI_CHECKPOINT_METRICS = {
     "train_loss": "nll",
@@ -40,8 +41,8 @@ _OPENAI_CHECKPOINT_METRICS = {
 }
 
 
-def show_job(s: Session, job: Job, settings: Settings) -> FineTuningJob:
-    """The job as clients see it."""
+def show_job(s: Session, job: Job, settings: Settings, order: ClaimOrder | None = None) -> FineTuningJob:
+    """The job as clients see it. order: that of the GPU queue in this transaction, where many jobs are shown."""
     train = _resolved(job.config["train"])
     result = job.result or {}
     assert job.model is not None, f"{job.id}: submit wrote it"
@@ -69,9 +70,11 @@ def show_job(s: Session, job: Job, settings: Settings) -> FineTuningJob:
         attempt=job.attempt,
         started_at=whole(job.started_at),
         suffix=job.suffix,
-        priority=_PRIORITY_NAMES[job.priority],
+        priority=_PRIORITY_NAMES.get(job.priority, job.priority),
+        deadline_at=whole(job.deadline_at),
+        cloned_from=job.request.get("cloned_from"),
         objective=train["objective"]["name"],
-        queue=queue_state(s, job, settings),
+        queue=queue_state(s, job, settings, order),
         progress=progress_state(job),
         resolved_config=without_attempt_paths(job.config),
         data_fingerprint=job.request.get("data_fingerprint"),
