@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 
 from service.api import expiry
 from service.api.authentication import Authentication
+from service.api.comparisons import router as comparisons
 from service.api.context import VERSION, RequestContext
 from service.api.errors import ErrorBody, install_error_rendering
 from service.api.evaluations import router as evaluations
@@ -79,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.celery = celery
     app.state.wake_up = partial(flush_outbox, database, celery)
     install_error_rendering(app)
-    for resource in (files, uploads, fine_tuning, outputs, evaluations, models, webhooks, tenancy):
+    for resource in (files, uploads, fine_tuning, outputs, comparisons, evaluations, models, webhooks, tenancy):
         app.include_router(resource.router, dependencies=[_bearer])
     for resource in (preflights, preview):
         app.include_router(resource.router, dependencies=[_bearer])

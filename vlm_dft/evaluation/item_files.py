@@ -39,6 +39,8 @@ class ItemRecord(Record):
     """One item as it was asked."""
 
     id: str
+    group: str = ""
+    """Items that are scored or sampled together: a problem's versions, a We-Math step group."""
     question: str
     """Without instructions where the benchmark's file has it apart."""
     options: dict[str, str]
@@ -73,6 +75,7 @@ def _record(item: Item, directory: Path, shared: Path | None) -> ItemRecord:
         _keep(data, directory / picture.sha256, shared / picture.sha256 if shared else None)
     return ItemRecord(
         id=item.id,
+        group=item.group,
         question=item.asked,
         options=dict(item.options),
         categories=dict(item.categories),

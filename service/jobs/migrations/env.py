@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 
 from service.jobs import (
+    comparison_tables,  # noqa: F401 - registers its tables
     tenancy_tables,  # noqa: F401 - its tables join the metadata
     webhook_tables,  # noqa: F401 - registers its tables
 )

@@ -1,0 +1,1 @@
+"""Comparisons: fine-tunings on equal terms, side by side."""

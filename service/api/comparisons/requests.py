@@ -1,0 +1,124 @@
+"""What a client may ask of a comparison: one job, and what each arm does otherwise. Knows no file or database."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any, Final, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from service.api.errors import validated
+from service.api.fine_tuning.objective_options import ObjectiveName
+from service.api.fine_tuning.requests import CreateFineTuningJob
+from service.api.schemas import Metadata, Name, RequestModel
+from service.errors import InvalidRequestError
+
+MAX_ARMS: Final = 64
+
+ArmName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class ComparisonArm(RequestModel):
+    """One arm; what it does not name, it does as ``job`` says."""
+
+    name: ArmName
+    """Becomes the end of its model's suffix."""
+    objective: ObjectiveName | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of the objective, as in method.supervised.<objective>."""
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _options_of_an_objective(self) -> Self:
+        if self.options and self.objective is None:
+            raise ValueError("options belong to an objective: name it too")
+        return self
+
+
+class ComparisonGrid(RequestModel):
+    """Arms for every combination, in this order."""
+
+    objective: list[ObjectiveName] = Field(default_factory=list, max_length=MAX_ARMS)
+    learning_rate: list[float] = Field(default_factory=list, max_length=MAX_ARMS)
+    batch_size: list[int] = Field(default_factory=list, max_length=MAX_ARMS)
+    seed: list[int] = Field(default_factory=list, max_length=MAX_ARMS)
+
+    def arms(self) -> list[ComparisonArm]:
+        """Named after what they set, such as dft-lr5e-05-seed1."""
+        axes = {name: values for name, values in self if values}
+        found = []
+        for values in product(*axes.values()):
+            chosen = dict(zip(axes, values, strict=True))
+            found.append(ComparisonArm(name="-".join(_part(name, value) for name, value in chosen.items()), **chosen))
+        return found
+
+
+def _part(axis: str, value: Any) -> str:
+    if axis == "learning_rate":
+        return f"lr{value:g}"
+    return {"batch_size": f"batch{value}", "seed": f"seed{value}"}.get(axis, str(value))
+
+
+class CreateComparison(RequestModel):
+    """Body of POST /v1/fine_tuning/comparisons."""
+
+    job: CreateFineTuningJob
+    """What all arms have in common; method, if given, in its supervised form."""
+    arms: list[ComparisonArm] = Field(default_factory=list, max_length=MAX_ARMS)
+    """The first is the reference of the others."""
+    grid: ComparisonGrid | None = None
+    """Instead of arms, or after them."""
+    name: Name | None = None
+    metadata: Metadata | None = None
+
+    @field_validator("job")
+    @classmethod
+    def _in_the_supervised_form(cls, job: CreateFineTuningJob) -> CreateFineTuningJob:
+        if job.method is not None and job.method.type != "supervised":
+            raise ValueError('method.type must be "supervised" here: each arm names its objective')
+        return job
+
+    @model_validator(mode="after")
+    def _several_arms_of_different_names(self) -> Self:
+        names = [arm.name for arm in self.all_arms()]
+        if not 2 <= len(names) <= MAX_ARMS:
+            raise ValueError(f"arms: there are {len(names)}; a comparison needs 2 to {MAX_ARMS}, from arms and grid")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"arms: {name!r} was given twice")
+        return self
+
+    def all_arms(self) -> list[ComparisonArm]:
+        return [*self.arms, *(self.grid.arms() if self.grid else [])]
+
+    def job_of(self, arm: ComparisonArm) -> CreateFineTuningJob:
+        """The request that the arm's job would have been alone. Raises InvalidRequestError naming the arm."""
+        body = self.job.model_dump(mode="json", exclude_unset=True)
+        supervised = body.setdefault("method", {"type": "supervised"}).setdefault("supervised", {})
+        if arm.objective is not None:
+            _choose_objective(supervised, arm)
+        numbers = {name: getattr(arm, name) for name in ("learning_rate", "batch_size")}
+        supervised.setdefault("hyperparameters", {}).update({k: v for k, v in numbers.items() if v is not None})
+        if arm.learning_rate is not None:
+            supervised["hyperparameters"].pop("learning_rate_multiplier", None)
+        if arm.seed is not None:
+            body["seed"] = arm.seed
+        body["suffix"] = "-".join(filter(None, (body.get("suffix"), arm.name)))[:64]
+        body["metadata"] = {**(body.get("metadata") or {}), **(self.metadata or {}), "arm": arm.name}
+        try:
+            return validated(CreateFineTuningJob, body)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"arm {arm.name}: {error.message}", param="arms") from None
+
+
+def _choose_objective(supervised: dict[str, Any], arm: ComparisonArm) -> None:
+    """The arm's objective, without the options of the one that it replaces."""
+    old = supervised.get("objective", "nll")
+    if old != arm.objective or arm.options:
+        supervised.pop(old, None)
+    supervised["objective"] = arm.objective
+    if arm.options:
+        assert arm.objective is not None, "checked with the request"
+        supervised[arm.objective] = arm.options

@@ -1,0 +1,195 @@
+"""Comparisons through the API: arms on equal terms, submitted together, compared item by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from api_server import Api, serve, text_row
+from databases import copied_sqlite
+from test_api_evaluations import score
+
+from service.jobs.comparison_tables import Comparison
+from service.jobs.tables import Job
+from vlm_dft.evaluation.item_files import ItemRecord
+from vlm_dft.run_dir import RunDir
+
+PATH = "/v1/fine_tuning/comparisons"
+
+
+@pytest.fixture
+def api(tmp_path: Path, _sqlite_template: Path) -> Iterator[Api]:
+    directory = tmp_path / "benchmarks"
+    directory.mkdir()
+    (directory / "MathVerse_MINI.tsv").write_text("index\n")
+    with serve(tmp_path, copied_sqlite(_sqlite_template, tmp_path / "vlm-dft.db")) as running:
+        yield running
+
+
+@pytest.fixture
+def body(api: Api) -> dict[str, Any]:
+    return {
+        "job": {
+            "model": "tiny",
+            "training_file": api.ready_file(api.client()),
+            "suffix": "geo",
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 4}}},
+            "evaluation": {"benchmarks": ["MathVerse_MINI"], "include_base": True},
+        },
+        "arms": [{"name": "sft", "objective": "nll"}, {"name": "dft", "objective": "dft"}],
+    }
+
+
+def create(http: httpx.Client, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    response = http.post(PATH, json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refused(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    response = http.post(PATH, json=body)
+    assert response.status_code == 400, response.text
+    return response.json()["error"]
+
+
+def finish(api: Api, job_id: str, correct: Sequence[bool], base: Sequence[bool]) -> None:
+    """Be the worker of an arm: a training, and answers to ten items that are two versions of five problems."""
+    claim = api.claim(job_id)
+    run = RunDir(claim.run_path)
+    scores = []
+    for role, verdicts in (("tuned", correct), ("base", base)):
+        directory = run.evaluation_path(role, "MathVerse_MINI")
+        directory.mkdir(parents=True)
+        lines = [{"id": str(number), "correct": right} for number, right in enumerate(verdicts)]
+        (directory / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        right, n = sum(verdicts), len(verdicts)
+        update = {"model_role": role, "value": right / n, "numerator": right, "denominator": n, "n": n, "n_total": n}
+        scores.append(score("MathVerse_MINI").model_copy(update=update))
+    items = run.items_path("MathVerse_MINI")
+    items.mkdir(parents=True)
+    records = [
+        ItemRecord(id=str(n), group=str(n // 2), question="q", options={}, categories={}, answer="A", picture=None)
+        for n in range(10)
+    ]
+    (items / "items.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records))
+    run.metrics_path.write_text(
+        "".join(json.dumps({"step": n, "nll": 2.0 / n, "num_tokens": 10}) + "\n" for n in (1, 2))
+    )
+    api.finish(claim, scores=tuple(scores))
+
+
+def test_arms_are_alike_but_for_what_they_name(api: Api, body: dict[str, Any]) -> None:
+    with api.http() as http:
+        made = create(http, body)
+        assert made["status"] == "queued"
+        assert made["reference"] == "sft"
+        assert [(arm["name"], arm["objective"]) for arm in made["arms"]] == [("sft", "nll"), ("dft", "dft")]
+        assert [difference["field"] for difference in made["differences"]] == ["train.objective.name"]
+        assert made["terms"] == {"same_data": True, "same_order": True, "same_steps": None, "same_evaluation": True}
+        job = http.get(f"/v1/fine_tuning/jobs/{made['arms'][1]['job_id']}").json()
+        assert job["suffix"] == "geo-dft"
+        assert job["metadata"] == {"arm": "dft"}
+        assert http.get(PATH).json()["data"][0]["id"] == made["id"]
+        assert http.get(f"{PATH}/{made['id']}", params={"reference": "nobody"}).status_code == 400
+        assert http.get(f"{PATH}/ftcmp-none").status_code == 404
+
+
+def test_results_are_paired_item_by_item(api: Api, body: dict[str, Any]) -> None:
+    sft = [True] * 4 + [False] * 6
+    dft = [True] * 4 + [True] * 4 + [False] * 2
+    base = [False] * 10
+    with api.http() as http:
+        made = create(http, body)
+        for arm, verdicts in zip(made["arms"], (sft, dft), strict=True):
+            finish(api, arm["job_id"], verdicts, base)
+        shown = http.get(f"{PATH}/{made['id']}").json()
+        assert shown["status"] == "succeeded"
+        assert shown["terms"]["same_steps"] is True
+        (benchmark,) = shown["benchmarks"]
+        assert list(benchmark["scores"]) == ["base", "sft", "dft"]
+        pairs = {pair["arm"]: pair for pair in benchmark["pairs"]}
+        assert pairs.keys() == {"base", "dft"}
+        found = pairs["dft"]
+        assert (found["fixed"], found["broken"], found["both_right"], found["both_wrong"]) == (4, 0, 4, 2)
+        assert (found["n"], found["groups"], found["difference"]) == (10, 5, pytest.approx(0.4))
+        assert found["mcnemar_p"] == pytest.approx(2 / 2**4)
+        assert found["permutation_p"] == pytest.approx(2 / 2**2)  # two problems changed, not four items
+        assert found["low"] <= 0.4 <= found["high"]
+        against_base = http.get(f"{PATH}/{made['id']}", params={"reference": "base"}).json()["benchmarks"][0]["pairs"]
+        assert {pair["arm"]: pair["fixed"] for pair in against_base} == {"sft": 4, "dft": 8}
+        cells = {(cell["objective"], cell["value"]): cell for cell in shown["sweep"]}
+        assert cells["dft", "MathVerse_MINI.acc"]["mean"] == pytest.approx(0.8)
+        curves = http.get(f"{PATH}/{made['id']}/curves", params={"keys": "nll"}).json()["data"]
+        assert [[point["nll"] for point in curve["points"]] for curve in curves] == [[2.0, 1.0], [2.0, 1.0]]
+
+
+def test_scores_made_otherwise_are_not_compared(api: Api, body: dict[str, Any]) -> None:
+    with api.http() as http:
+        made = create(http, body)
+        for arm, verdicts in zip(made["arms"], ([True] * 10, [True] * 8), strict=True):
+            finish(api, arm["job_id"], verdicts, [False] * 10)
+        pairs = http.get(f"{PATH}/{made['id']}").json()["benchmarks"][0]["pairs"]
+        refusal = next(pair for pair in pairs if pair["arm"] == "dft")
+        assert "n differs: 10 and 8" in refusal["refused"]
+        assert refusal["difference"] is None
+
+
+def test_a_grid_makes_an_arm_of_each_combination_and_means_over_seeds(api: Api, body: dict[str, Any]) -> None:
+    body["arms"] = []
+    body["grid"] = {"objective": ["nll", "dft"], "learning_rate": [1e-5, 1e-4], "seed": [1, 2]}
+    with api.http() as http:
+        made = create(http, body)
+    assert [arm["name"] for arm in made["arms"]][:3] == ["nll-lr1e-05-seed1", "nll-lr1e-05-seed2", "nll-lr0.0001-seed1"]
+    assert len(made["arms"]) == 8
+    assert made["terms"]["same_order"] is False
+    held_out = [cell for cell in made["sweep"] if cell["value"] == "valid_nll_after"]
+    assert len(held_out) == 4
+    assert all(len(cell["arms"]) == 2 and cell["n"] == 0 and cell["mean"] is None for cell in held_out)
+
+
+def test_an_arm_that_cannot_be_trained_refuses_all(api: Api, body: dict[str, Any]) -> None:
+    arms = body["arms"]
+    with api.http() as http:
+        error = refused(http, body | {"arms": [*arms, {"name": "odd", "objective": "power", "options": {"alhpa": 1}}]})
+        assert "odd" in error["message"]
+        assert "alhpa" in error["message"]
+        assert "would train the same" in refused(http, body | {"arms": [*arms, {"name": "again"}]})["message"]
+        assert "given twice" in refused(http, body | {"arms": [arms[0], arms[0]]})["message"]
+        assert "2 to 64" in refused(http, body | {"arms": arms[:1]})["message"]
+        assert "supervised form" not in refused(http, body | {"arms": [arms[0], {"name": "x", "rate": 1}]})["message"]
+        job = body["job"] | {"method": {"type": "dft"}}
+        assert "each arm names its objective" in refused(http, body | {"job": job})["message"]
+        overlong = api.ready_file(api.client(), [text_row(1, tokens=100_000)])
+        error = refused(http, body | {"job": body["job"] | {"training_file": overlong}})
+        assert error["message"].startswith("arm sft: ")
+        assert error["param"] == "job.training_file"
+    assert api.count(Comparison) == 0
+    assert api.count(Job, Job.kind == "fine_tuning") == 0
+
+
+def test_a_repeated_request_makes_one_comparison(api: Api, body: dict[str, Any]) -> None:
+    with api.http() as http:
+        first = create(http, body, **{"idempotency-key": "one"})
+        assert create(http, body, **{"idempotency-key": "one"})["id"] == first["id"]
+        assert create(http, body, **{"x-stainless-retry-count": "1"})["id"] != first["id"]
+        cancelled = http.post(f"{PATH}/{first['id']}/cancel").json()
+    assert cancelled["status"] == "cancelled"
+    assert api.count(Comparison) == 2
+    assert api.count(Job, Job.kind == "fine_tuning", Job.phase == "cancelled") == 2
+
+
+def test_another_project_sees_nothing(api: Api, body: dict[str, Any]) -> None:
+    with api.http() as http:
+        made = create(http, body)
+    with api.http(api.key("other")) as http:
+        assert http.get(PATH).json()["data"] == []
+        for response in (
+            http.get(f"{PATH}/{made['id']}"),
+            http.get(f"{PATH}/{made['id']}/curves"),
+            http.post(f"{PATH}/{made['id']}/cancel"),
+        ):
+            assert response.status_code == 404
