@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import benchmarks, doctor, local, serve, show, submit, table, watch
+from cli import benchmarks, doctor, evaluate, local, serve, show, submit, table, tenancy, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,10 +19,12 @@ app.command()(serve.up)
 app.command()(serve.migrate)
 app.command()(serve.work)
 app.command()(serve.demo)
-app.add_typer(serve.keys_app, name="keys")
+app.add_typer(tenancy.keys_app, name="keys")
+app.add_typer(tenancy.projects_app, name="projects")
+app.command()(tenancy.audit)
 app.command()(local.train)
 app.command()(submit.submit)
-app.command("eval")(submit.evaluate)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(benchmarks.benchmarks_app, name="benchmarks")
 app.command()(table.table)
 app.command()(watch.watch)

@@ -1,4 +1,4 @@
-"""`vlm-dft up`, `migrate`, `work`, `demo`, `keys`: what runs on the service's own machine."""
+"""`vlm-dft up`, `migrate`, `work`, `demo`: what runs on the service's own machine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.client import EXIT_FAILED, EXIT_USAGE, err, out
+from cli.client import EXIT_USAGE, err, out
 
 if TYPE_CHECKING:
     from service.jobs.database import Database
-
-keys_app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
 
 def up(
@@ -38,7 +36,7 @@ def up(
 
 def migrate() -> None:
     """Bring the database to this version's schema."""
-    _database()
+    migrated_database()
     out.print("the database is at this version's schema")
 
 
@@ -67,47 +65,7 @@ def demo(
     raise typer.Exit(run(data_dir=data_dir, keep=keep))
 
 
-@keys_app.command("create")
-def create_key(
-    project: Annotated[str, typer.Option(help="Whose files, jobs and models it sees.")] = "default",
-    name: Annotated[str, typer.Option(help="What it is for.")] = "cli",
-) -> None:
-    """Create a key and print it once; only its HMAC is stored."""
-    from service.jobs import keys
-    from service.settings import get_settings
-
-    with _database().write() as session:
-        _, text = keys.create_key(session, keys.load_secret(get_settings()), project, name)
-    out.print(text, highlight=False)
-
-
-@keys_app.command("list")
-def list_keys() -> None:
-    """List keys by id, project and name."""
-    from service.jobs import keys
-
-    with _database().read() as session:
-        for key in keys.list_keys(session):
-            state = "revoked" if key.revoked_at else "in force"
-            out.print(f"{key.id}  {key.project}  {key.name}  {key.prefix}...  {state}", highlight=False)
-
-
-@keys_app.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument()], project: Annotated[str, typer.Option()] = "default") -> None:
-    """Revoke a key; requests with it are refused at once."""
-    from service.errors import NotFoundError
-    from service.jobs import keys
-
-    with _database().write() as session:
-        try:
-            keys.revoke_key(session, project, key_id)
-        except NotFoundError as error:
-            err.print(str(error), highlight=False)
-            raise typer.Exit(EXIT_FAILED) from None
-    out.print(f"revoked {key_id}")
-
-
-def _database() -> Database:
+def migrated_database() -> Database:
     """The database at this version's schema."""
     from service.jobs.database import open_database
     from service.settings import get_settings

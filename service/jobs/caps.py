@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from service.jobs.tenancy import find_project
 from service.settings import get_settings
 
 
@@ -19,6 +20,8 @@ class Caps:
 
 
 def caps_of(s: Session, project: str) -> Caps:
-    """The caps of a project: those of the settings. Every claim and every queue position asks here."""
+    """The caps of a project: its own, else those of the settings. Every claim and every queue position asks here."""
     settings = get_settings()
-    return Caps(settings.max_running_jobs_per_project, settings.max_running_jobs_per_key)
+    row = find_project(s, project)
+    own = row.max_running_jobs if row is not None else None
+    return Caps(settings.max_running_jobs_per_project if own is None else own, settings.max_running_jobs_per_key)
