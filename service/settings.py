@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     """Length that file validation checks rows against."""
 
     cache_gib: float = Field(default=100.0, gt=0)
-    """Disk budget of <data>/cache/images, where jobs that ask for patch_cache or vision_cache keep what they made."""
+    """Disk budget of each directory of <data>/cache; what no job uses makes room, the longest unused first."""
 
     lease_seconds: float = Field(default=60.0, gt=0)
     """A job whose worker did not renew for this long is given to another one; ranks kill themselves at 0.6 of it."""
@@ -154,9 +154,9 @@ class Settings(BaseSettings):
         return self.data / "scores"
 
     @property
-    def images_cache_dir(self) -> Path:
-        """Pictures as patches and as features, shared by jobs."""
-        return self.data / "cache" / "images"
+    def cache_dir(self) -> Path:
+        """What jobs share and can make again: images as patches and features, what base models make of targets."""
+        return self.data / "cache"
 
     @property
     def is_loopback(self) -> bool:

@@ -126,37 +126,39 @@ def test_the_budget_is_checked_before_anything_is_written(processor, dataset: Ca
     with pytest.raises(ConfigError, match=r"patches of \d+ images take .* GiB.*max_gib is 1e-05") as caught:
         cache.reserve(parts)
     assert caught.value.param == "train.patch_cache.max_gib"
-    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".in-use"] == [
-        "settings.json"
-    ]
+    assert [path.name for path in (tmp_path / "cache").glob("[0-9a-f]*/*")] == ["settings.json"]
 
 
-def in_use(directory: Path, name: str) -> None:
+def use_for_a_minute(directory: Path, name: str) -> None:
     """Another process that has reserved one file of 1000 bytes, until it is ended."""
     files = TensorFiles(CacheConfig(directory=directory), {"run": 0}, torch.uint8)
     files.write(name, torch.zeros(1000, dtype=torch.uint8))
     files.reserve({name: (1000,)}, what="x", param="patch_cache")
+    os.utime(files._path(name), (0, 0))
     (directory / "ready").touch()
     time.sleep(60)
 
 
-def test_the_longest_unused_files_make_room_unless_another_run_uses_the_directory(tmp_path: Path):
-    other = multiprocessing.get_context("fork").Process(target=in_use, args=(tmp_path, "aa"))
+def names_of(directory: Path) -> set[str]:
+    return {path.name for path in directory.rglob("??") if path.is_file()}
+
+
+def test_the_longest_unused_files_make_room_and_those_that_a_run_uses_stay(tmp_path: Path):
+    other = multiprocessing.get_context("fork").Process(target=use_for_a_minute, args=(tmp_path, "aa"))
     other.start()
     wait_until((tmp_path / "ready").exists, 10, "the other run")
-    config = CacheConfig(directory=tmp_path, max_gib=3500 / 2**30)
-    mine = TensorFiles(config, {"run": 1}, torch.uint8)
+    mine = TensorFiles(CacheConfig(directory=tmp_path, max_gib=3500 / 2**30), {"run": 1}, torch.uint8)
     for age, name in enumerate(("bb", "cc", "dd")):
         mine.write(name, torch.zeros(500, dtype=torch.uint8))
-        os.utime(mine._path(name), (time.time() - age,) * 2)
+        os.utime(mine._path(name), (time.time() - 10 * age,) * 2)
+    assert mine.reserve({"cc": (500,), "ee": (1200,)}, what="x", param="patch_cache") == ["ee"]
+    assert names_of(tmp_path) == {"aa", "bb", "cc"}
     with pytest.raises(ConfigError, match=r"holds .* that are in use"):
-        mine.reserve({"ee": (1200,)}, what="x", param="patch_cache")
+        mine.reserve({"ff": (2200,)}, what="x", param="patch_cache")
     other.kill()
     other.join()
-    os.utime(next(tmp_path.rglob("aa")), (0, 0))
-    assert mine.reserve({"cc": (500,), "ee": (2200,)}, what="x", param="patch_cache") == ["ee"]
-    # aa is the oldest, then dd; cc is wanted, and bb need not go.
-    assert {path.name for path in tmp_path.rglob("??") if path.is_file()} == {"bb", "cc"}
+    assert mine.reserve({"ff": (2200,)}, what="x", param="patch_cache") == ["ff"]
+    assert names_of(tmp_path) == {"cc"}
 
 
 def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path):

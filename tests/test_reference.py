@@ -17,7 +17,7 @@ import torch
 
 from vlm_dft import reference, trainer
 from vlm_dft.batches import MicroBatch
-from vlm_dft.config import LoraConfig, ObjectiveConfig, RunConfig
+from vlm_dft.config import CacheConfig, LoraConfig, ObjectiveConfig, RunConfig
 from vlm_dft.reference import Reference
 from vlm_dft.run_dir import RunDir
 
@@ -92,27 +92,36 @@ def test_a_resumed_training_compares_with_the_same_base_model(
         assert "kl" not in first
 
 
-def test_what_an_earlier_attempt_stored_is_not_computed_again(
-    tiny_vlm: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_an_earlier_run_stored_is_not_computed_again(
+    shared: bool, tiny_vlm: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = run_of(tmp_path / "first", tiny_vlm, shapes, "psft", max_steps=2)
+    settings = {"max_steps": 2}
+    if shared:
+        settings["reference_cache"] = CacheConfig(directory=tmp_path / "cache")
+    first = run_of(tmp_path / "first", tiny_vlm, shapes, "psft", **settings)
     train(first)
-    (stored,) = (first.path / "reference").iterdir()
+    (stored,) = (tmp_path / "cache" if shared else first.path / "reference").glob("*.safetensors")
 
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(reference, "Reference", refuse)
-    second = run_of(tmp_path / "second", tiny_vlm, shapes, "psft", max_steps=2, resume_from=first.checkpoint_path(2))
+    # An attempt finds what the one before has stored; another run, and another objective, what all share.
+    changes = {"learning_rate": 1e-4} if shared else {"resume_from": first.checkpoint_path(2)}
+    objective = "iw_sft" if shared else "psft"
+    second = run_of(tmp_path / "second", tiny_vlm, shapes, objective, **settings | changes)
     train(second)
     # By value: safetensors writes its header in any order.
-    taken = load_file(second.path / "reference" / stored.name)
+    taken = load_file(stored if shared else second.path / "reference" / stored.name)
     assert {name: tensor.tolist() for name, tensor in taken.items()} == {
         name: tensor.tolist() for name, tensor in load_file(stored).items()
     }
+    assert (second.path / "reference").exists() != shared
     # Numbers of other pixels, or of another model, are other numbers.
-    other = run_of(tmp_path / "other", tiny_vlm, shapes, "psft", pixels={"max_pixels": 4 * 28 * 28})
-    shutil.copytree(first.path / "reference", other.path / "reference")
+    other = run_of(tmp_path / "other", tiny_vlm, shapes, "psft", pixels={"max_pixels": 4 * 28 * 28}, **settings)
+    if not shared:
+        shutil.copytree(first.path / "reference", other.path / "reference")
     with pytest.raises(AssertionError, match="computed again"):
         train(other)
 

@@ -48,7 +48,7 @@ _MAY_DIFFER: Final = frozenset(
     {"resume_from", "dataset", "validation_dataset", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"}
     | {"probe_rows", "probe_every_steps"}
     | {"micro_batch_size", "packing", "pack_length_tokens", "gradient_checkpointing"}
-    | {"patch_cache", "vision_cache", "compile"}
+    | {"patch_cache", "vision_cache", "reference_cache", "compile"}
 )
 
 

@@ -56,7 +56,7 @@ class FreezeConfig(Frozen):
 
 
 class CacheConfig(Frozen):
-    """Files made of images once, for all epochs and all runs that name the same directory."""
+    """Files made once, for all epochs and all runs that name the same directory."""
 
     directory: Path
     max_gib: float = Field(default=100.0, gt=0.0)
@@ -219,6 +219,8 @@ class TrainConfig(Hyperparameters):
     """Keep decoded and resized images, 0.6 MB for one of 448 x 448 pixels; changes speed, never a number."""
     vision_cache: CacheConfig | None = None
     """Keep a frozen vision tower's features, so that neither images nor tower are needed after the first pass."""
+    reference_cache: CacheConfig | None = None
+    """Keep what the base model makes of a dataset's targets, 4 bytes for each, where the objective asks for it."""
     compile: bool = False
     """torch.compile the language model's layers: a minute or more at the start, faster steps on a GPU."""
     fsdp: bool = False

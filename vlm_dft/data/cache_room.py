@@ -1,7 +1,9 @@
 """Room in a directory of files that can be made again: what nobody uses goes, the longest unused first.
 
-A process that counts on files of the directory holds a shared lock on it until it ends, so that a run of days keeps
-what it has found; only who has the lock for itself may remove anything. Knows nothing about what the files hold.
+    ROOT/.in-use/<random>     the files that one process uses, by path, locked as long as it lives
+    ROOT/.in-use/lock         held while somebody looks, removes and says what it uses
+
+A process that dies takes its lock along, so nothing is in use for ever. Knows nothing about what the files hold.
 """
 
 from __future__ import annotations
@@ -9,50 +11,49 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+import uuid
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from vlm_dft.run_dir import disk_errors
 
-_LOCK_NAME: Final = ".in-use"
-_KEPT_NAMES: Final = (_LOCK_NAME, "settings.json")
+_IN_USE: Final = ".in-use"
+_MUTEX: Final = "lock"
 _ABANDONED_AFTER_SECONDS: Final = 3600.0
 
 
 @dataclass
 class _Use:
-    """What this process uses of one directory. A child that was forked holds the lock as well."""
+    """What this process uses of one directory."""
 
-    lock: int
-    """A file descriptor that is never closed."""
-    wanted: set[Path] = field(default_factory=set)
+    path: Path
+    descriptor: int
+    """Never closed. A child that was forked holds its lock as well."""
+    wanted: set[str] = field(default_factory=set)
 
 
 _uses: dict[Path, _Use] = {}
 
 
 def hold(root: Path, wanted: Collection[Path], *, needed_bytes: int, budget_bytes: float) -> None:
-    """Use files of root, there already or to be written, from now until this process ends.
+    """Use files below root, there already or to be written, from now until this process ends.
 
-    Where nobody else uses root, files that are not wanted are removed until needed_bytes more keep within the budget.
+    Files that no process uses are removed until needed_bytes more keep within the budget. Raises DiskFullError.
     """
-    if root not in _uses:
-        with disk_errors(root):
-            _uses[root] = _Use(os.open(root / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666))
-    use = _uses[root]
-    use.wanted.update(wanted)
-    try:
-        fcntl.flock(use.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    else:
-        _make_room(root, use.wanted, budget_bytes - needed_bytes)
-    fcntl.flock(use.lock, fcntl.LOCK_SH)  # waits for somebody who is removing
-    for path in wanted:
-        if path.exists():
-            os.utime(path)
+    with disk_errors(root), _alone(root):
+        if root not in _uses:
+            _uses[root] = _begin(root)
+        use = _uses[root]
+        use.wanted.update(str(path.relative_to(root)) for path in wanted)
+        _make_room(root, use.wanted | _wanted_by_others(root, use), budget_bytes - needed_bytes)
+        os.ftruncate(use.descriptor, 0)
+        os.pwrite(use.descriptor, "\n".join(sorted(use.wanted)).encode(), 0)
+        for path in wanted:
+            if path.exists():
+                os.utime(path)
 
 
 def size_of(root: Path) -> int:
@@ -60,21 +61,53 @@ def size_of(root: Path) -> int:
     return sum(status.st_size for _, status in _files(root))
 
 
-def _make_room(root: Path, wanted: Collection[Path], allowed_bytes: float) -> None:
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    (root / _IN_USE).mkdir(parents=True, exist_ok=True)
+    with (root / _IN_USE / _MUTEX).open("w") as mutex:
+        fcntl.flock(mutex, fcntl.LOCK_EX)
+        yield
+
+
+def _begin(root: Path) -> _Use:
+    path = root / _IN_USE / uuid.uuid4().hex
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return _Use(path, descriptor)
+
+
+def _wanted_by_others(root: Path, mine: _Use) -> set[str]:
+    """Of processes that live; the lists of others are removed."""
+    wanted: set[str] = set()
+    for path in (root / _IN_USE).iterdir():
+        if path in (mine.path, root / _IN_USE / _MUTEX):
+            continue
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wanted.update(file.read().split("\n"))
+            else:
+                path.unlink()
+    return wanted
+
+
+def _make_room(root: Path, wanted: Collection[str], allowed_bytes: float) -> None:
     found = sorted(_files(root), key=lambda item: item[1].st_mtime)
     total = sum(status.st_size for _, status in found)
     for path, status in found:
         if total <= allowed_bytes:
             return
-        if path not in wanted and path.name not in _KEPT_NAMES:
+        if str(path.relative_to(root)) not in wanted and path.name != "settings.json":
             path.unlink(missing_ok=True)
             total -= status.st_size
 
 
 def _files(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Every file; what a killed writer has left half-written is removed."""
+    """All but what is kept here; what a killed writer has left half-written is removed."""
     now = time.time()
-    for directory, _, names in os.walk(root):
+    for directory, below, names in os.walk(root):
+        below[:] = [name for name in below if name != _IN_USE]
         for name in names:
             path = Path(directory, name)
             try:

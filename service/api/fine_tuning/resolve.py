@@ -120,9 +120,10 @@ def _train_config(method: str, **values: Any) -> TrainConfig:
 
 
 def _caches(asked: TrainingOptions, settings: Settings) -> dict[str, Any]:
-    """The trainer's fields: both caches share one directory and its budget."""
-    cache = CacheConfig(directory=settings.images_cache_dir, max_gib=settings.cache_gib)
+    """The trainer's fields: both caches of images share one directory and its budget."""
+    cache = CacheConfig(directory=settings.cache_dir / "images", max_gib=settings.cache_gib)
     return {
+        "reference_cache": CacheConfig(directory=settings.cache_dir / "reference", max_gib=settings.cache_gib),
         "patch_cache": cache if asked.patch_cache else None,
         "vision_cache": cache if asked.vision_cache else None,
         "compile": asked.compile,
