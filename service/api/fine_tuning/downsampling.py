@@ -13,23 +13,24 @@ from typing import Any, Final
 
 from vlm_dft.results import AccuracyPoint, StepMetrics, ValidationMetrics
 
-_COUNTS: Final = frozenset({"num_tokens", "input_tokens", "num_samples", "valid_num_tokens"})
 Record = dict[str, Any]
 
+_COUNTS: Final = frozenset({"num_tokens", "input_tokens", "num_samples", "valid_num_tokens"})
 _LAST: Final = frozenset({"time", "epoch", "attempt"})
-_PER_TOKEN: Final[tuple[str, ...]] = (
-    "objective_loss",
-    "nll",
-    "mean_weight",
-    "share_p_below_01",
-    "share_p_above_09",
-    "entropy",
-    "token_accuracy",
-    "kl",
-)
-_PER_VALID_TOKEN: Final[tuple[str, ...]] = ("valid_nll", "valid_objective_loss", "valid_token_accuracy")
 # Which count is the denominator of a number.
-_WEIGHT_OF: Final = dict.fromkeys(_PER_TOKEN, "num_tokens") | dict.fromkeys(_PER_VALID_TOKEN, "valid_num_tokens")
+_WEIGHT_OF: Final[dict[str, str]] = {
+    "objective_loss": "num_tokens",
+    "nll": "num_tokens",
+    "mean_weight": "num_tokens",
+    "share_p_below_01": "num_tokens",
+    "share_p_above_09": "num_tokens",
+    "entropy": "num_tokens",
+    "token_accuracy": "num_tokens",
+    "kl": "num_tokens",
+    "valid_nll": "valid_num_tokens",
+    "valid_objective_loss": "valid_num_tokens",
+    "valid_token_accuracy": "valid_num_tokens",
+}
 NAMES: Final = frozenset(
     {*StepMetrics.model_fields, *ValidationMetrics.model_fields, *AccuracyPoint.model_fields, "attempt"}
     - {"step", "probe_benchmark", "probe_metric"}
