@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 
 from service.api import expiry
 from service.api.authentication import Authentication
+from service.api.closing import watched_signals
 from service.api.comparisons import router as comparisons
 from service.api.context import VERSION, RequestContext
 from service.api.errors import ErrorBody, install_error_rendering
@@ -99,10 +100,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if not await anyio.to_thread.run_sync(database.at_head):
         database.close()
         raise RuntimeError("the database is not at this version's schema: run `vlm-dft migrate` first")
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_sweep_now_and_then, app)
-        yield
-        tasks.cancel_scope.cancel()
+    with watched_signals() as app.state.closing:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_sweep_now_and_then, app)
+            yield
+            tasks.cancel_scope.cancel()
     database.close()
 
 

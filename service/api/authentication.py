@@ -1,4 +1,4 @@
-"""Who is calling, and may they: for every path under /v1, served or not. Pure ASGI, before any body is read.
+"""Who is calling, and may they: for every path under /v1 and for /metrics, served or not. Pure ASGI, before any body is read.
 
 Without a key only where nobody else can reach us: settings bind to loopback, no key was ever set or created, and the
 request itself came over loopback, from no other website. Anything else is 401 or 403. What the database said of a key
@@ -28,7 +28,7 @@ from service.settings import Settings
 
 CACHE_SECONDS: Final = 1.0
 _MAX_CACHED = 10_000
-_GUARDED = "/v1"
+_GUARDED = ("/v1", "/metrics")
 _ADMIN_PATHS = ("/v1/projects", "/v1/api_keys", "/v1/audit")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -47,7 +47,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or not (path == _GUARDED or path.startswith(f"{_GUARDED}/")):
+        if scope["type"] != "http" or not any(path == one or path.startswith(f"{one}/") for one in _GUARDED):
             await self.app(scope, receive, send)
             return
         try:

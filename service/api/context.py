@@ -26,7 +26,7 @@ log = structlog.get_logger("service.api")
 VERSION = version("vlm-dft")
 _VERSION_HEADER = (b"x-vlm-dft-version", VERSION.encode())
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_QUIET_PATHS = frozenset({"/healthz", "/readyz"})
+_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 MAX_TARGET_BYTES = 8 * 2**10
 """Path and query string together."""
 MAX_HEADERS = 100

@@ -13,6 +13,7 @@ from celery import Celery
 from fastapi import Depends, Query, Request
 
 from service.api.callers import Caller
+from service.api.closing import Closing
 from service.jobs.database import Database
 from service.jobs.models import ModelRegistry
 from service.settings import Settings
@@ -64,3 +65,11 @@ async def celery_of(request: Request) -> Celery:
 
 
 CeleryNow = Annotated[Celery, Depends(celery_of)]
+
+
+async def closing_of(request: Request) -> Closing:
+    """Whether the process was asked to end: for answers that would stay open."""
+    return request.app.state.closing
+
+
+ClosingNow = Annotated[Closing, Depends(closing_of)]

@@ -10,7 +10,8 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from service.api.dependencies import After, DatabaseNow, Limit, Project, SettingsNow
+from service.api.closing import RECONNECT_MILLISECONDS
+from service.api.dependencies import After, ClosingNow, DatabaseNow, Limit, Project, SettingsNow
 from service.api.fine_tuning import downsampling
 from service.api.fine_tuning.responses import (
     FineTuningCheckpoint,
@@ -79,10 +80,14 @@ async def stream_events(
     project: Project,
     database: DatabaseNow,
     settings: SettingsNow,
+    closing: ClosingNow,
     after_seq: Sequence = None,
     last_event_id: Annotated[int | None, Header(ge=0, le=_LARGEST)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Events from the first (or after Last-Event-ID) on, as they happen; `done` with the status ends the stream."""
+    """Events from the first (or after Last-Event-ID) on, as they happen; `done` with the status ends the stream.
+
+    A server that is being stopped ends it without `done`, and says when to ask again with Last-Event-ID.
+    """
     seq = last_event_id if last_event_id is not None else after_seq or 0
     while True:
         events, phase = await anyio.to_thread.run_sync(_events_after, database, project, job_id, seq)
@@ -94,7 +99,9 @@ async def stream_events(
         if phase in TERMINAL:
             yield ServerSentEvent(event="done", data={"status": openai_status(phase)})
             return
-        await anyio.sleep(settings.poll_seconds)
+        if await closing.wait(settings.poll_seconds):
+            yield ServerSentEvent(comment="the server is being stopped", retry=RECONNECT_MILLISECONDS)
+            return
 
 
 def _events_after(database: Database, project: str, job_id: str, seq: int) -> tuple[list[FineTuningJobEvent], Phase]:

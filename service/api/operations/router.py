@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /v1/workers: whether the service can do its work, and who does it."""
+"""/healthz, /readyz, /metrics and /v1/workers: whether the service can do its work, and who does it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.dependencies import CeleryNow, DatabaseNow, Project, SettingsNow
+from service.api.operations import metrics
 from service.api.schemas import ListPage, ResponseModel
 from service.jobs import store
 from service.jobs.database import Database, now
@@ -22,6 +23,9 @@ from service.jobs.tables import Job, Outbox
 from service.settings import Settings
 
 router = APIRouter(tags=["operations"])
+router.include_router(metrics.router)
+# Wake-ups are published as they are written, or within seconds by the janitor.
+LATE_SECONDS = 60.0
 
 
 class Health(ResponseModel):
@@ -80,6 +84,7 @@ def readiness(database: DatabaseNow, settings: SettingsNow, celery: CeleryNow) -
     wanted = {"broker": _check(lambda: _probe_broker(celery), OperationalError, OSError)}
     if all(check.ok for check in needed.values()):
         wanted |= _worker_checks(database, settings)
+        wanted["janitor"] = _check(lambda: _probe_outbox(database), SQLAlchemyError)
     status: Literal["ready", "degraded", "down"] = "ready"
     if not all(check.ok for check in wanted.values()):
         status = "degraded"
@@ -117,6 +122,15 @@ def _probe_migrations(database: Database) -> Check:
 def _probe_disk(settings: Settings) -> Check:
     free = shutil.disk_usage(settings.data).free
     return Check(ok=free >= settings.min_free_bytes, detail=f"{free} bytes free, {settings.min_free_bytes} needed")
+
+
+def _probe_outbox(database: Database) -> Check:
+    """Whether somebody empties the outbox: wake-ups that lie there mean a janitor that is gone, or cannot publish."""
+    with database.read() as s:
+        oldest = s.scalar(select(func.min(Outbox.created_at)))
+        age = 0.0 if oldest is None else now(s) - oldest
+    detail = "no wake-up is late" if age <= LATE_SECONDS else f"a wake-up has not been published for {age:.0f} s"
+    return Check(ok=age <= LATE_SECONDS, detail=detail)
 
 
 def _probe_broker(celery: Any) -> str:
