@@ -1,4 +1,4 @@
-"""Upload, check, submit: `vlm-dft submit` and `vlm-dft eval`, through the openai client like any other user."""
+"""Upload, check, submit: `vlm-dft submit`, through the openai client like any other user."""
 
 from __future__ import annotations
 
@@ -65,26 +65,6 @@ def submit(
             raise typer.Exit(EXIT_FAILED)
         if not watch:
             _print_position(job_dict(job))
-
-
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model name, as `vlm-dft models` lists it.")],
-    benchmarks: Annotated[str, typer.Option(help="Comma-separated names.")] = "mathverse,mathvision,wemath",
-    limit: Annotated[int | None, typer.Option(help="Only the first items; the score is marked as a subset.")] = None,
-    prompt: Annotated[str, typer.Option(help="direct or cot.")] = "direct",
-    max_new_tokens: Annotated[int | None, typer.Option()] = None,
-    watch: Annotated[bool, typer.Option("--watch/--no-watch")] = True,
-) -> None:
-    """Score a model on benchmarks."""
-    body: dict[str, Any] = {"model": model, "benchmarks": benchmark_list(benchmarks, limit), "prompt": prompt}
-    if max_new_tokens is not None:
-        body["max_new_tokens"] = max_new_tokens
-    with readable_errors():
-        client = connect()
-        evaluation = post(client, "/evaluations", body)
-        out.print(f"evaluation {evaluation['id']}", highlight=False)
-        if watch and follow(client, evaluation["id"], _POLL_SECONDS)["status"] != "succeeded":
-            raise typer.Exit(EXIT_FAILED)
 
 
 def upload(client: openai.OpenAI, name: str, options: dict[str, Any]) -> str:

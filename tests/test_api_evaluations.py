@@ -120,6 +120,9 @@ def test_an_evaluation_from_submit_to_items(api: Api) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"prompt": "short"}, "prompt"),
         ({"judge": True}, "judge"),
+        ({"backend": "other"}, "backend"),
+        ({"backend": "vlmevalkit", "benchmarks": ["MathVerse_MINI"]}, "backend"),  # needs a judge
+        ({"backend": "vlmevalkit", "samples_per_item": 2, "temperature": 1}, "backend"),
         ({"samples_per_item": 4}, None),
     ],
 )

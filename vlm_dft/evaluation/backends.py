@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from vlm_dft.config import BenchmarkConfig, EvalConfig
+from vlm_dft.config import EvalConfig
 from vlm_dft.errors import ConfigError
 from vlm_dft.evaluation.answering import Role
 from vlm_dft.evaluation.contamination import report_overlaps
 from vlm_dft.evaluation.item_files import keep_items, pictures_dir
 from vlm_dft.evaluation.judge import Judge
 from vlm_dft.evaluation.vlmevalkit.installation import Installation, Unavailable, find_installation
-from vlm_dft.evaluation.vlmevalkit.tables import CLASSES, without_picture
+from vlm_dft.evaluation.vlmevalkit.tables import refusal, without_picture
 from vlm_dft.evaluation.vlmevalkit.work import Asked, read_benchmark
 from vlm_dft.results import Score
 from vlm_dft.run_dir import RunDir
@@ -83,17 +83,6 @@ def choose(config: EvalConfig) -> tuple[Installation | None, list[Asked]]:
         else:
             log.warning("%s is scored natively: %s", entry.name, reason)
     return found, chosen
-
-
-def refusal(config: EvalConfig, entry: BenchmarkConfig) -> str | None:
-    """Why VLMEvalKit cannot score this benchmark; None when it can."""
-    if entry.kind not in CLASSES:
-        return f"VLMEvalKit has no benchmark of the kind {entry.kind}"
-    if config.samples_per_item > 1:
-        return f"VLMEvalKit asks each question once, not {config.samples_per_item} times"
-    if config.judge is None and entry.kind != "wemath":
-        return f"VLMEvalKit cannot score {CLASSES[entry.kind]} without a judge, and none is configured"
-    return None
 
 
 def _check_directories(config: EvalConfig, run: RunDir) -> None:

@@ -19,6 +19,7 @@ from service.jobs.tables import Job
 from service.settings import Settings
 from vlm_dft.config import BenchmarkConfig, EvalConfig, GenerationSettings, JudgeConfig, PixelConfig, RunConfig
 from vlm_dft.evaluation.benchmarks import WITH_PICTURES
+from vlm_dft.evaluation.vlmevalkit.tables import refusal
 
 
 def resolve_evaluation(
@@ -41,6 +42,7 @@ def resolve_evaluation(
         training_dataset=trained["dataset"] if trained else None,
         **generation_settings(body),
     )
+    check_backend(config, "backend")
     new = NewJob(
         project=project,
         kind=Kind.EVALUATION,
@@ -70,6 +72,19 @@ def resolve_judge(wanted: bool, settings: Settings, param: str) -> JudgeConfig |
         )
         raise InvalidRequestError(message, param=param, code="judge_not_available")
     return JudgeConfig(base_url=settings.judge_base_url, model=settings.judge_model)
+
+
+def check_backend(config: EvalConfig, param: str) -> None:
+    """Raises InvalidRequestError where VLMEvalKit is asked for and could not score that anywhere.
+
+    Whether it is installed is known where the job runs: the job then fails before it begins, and says what is missing.
+    """
+    if config.backend != "vlmevalkit":
+        return
+    for entry in config.benchmarks:
+        if reason := refusal(config, entry):
+            message = f"{param}: {entry.name}: {reason}; backend native can, and auto takes what can"
+            raise InvalidRequestError(message, param=param, code="backend_not_possible")
 
 
 def need_vision(model: ResolvedModel, benchmarks: Sequence[BenchmarkConfig], param: str) -> None:

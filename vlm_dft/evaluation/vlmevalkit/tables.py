@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm_dft.config import BenchmarkKind
+from vlm_dft.config import BenchmarkConfig, BenchmarkKind, EvalConfig
 from vlm_dft.errors import BenchmarkError
 from vlm_dft.evaluation.items import Benchmark, Item
 from vlm_dft.run_dir import disk_errors, write_atomically
@@ -35,6 +35,17 @@ class Table:
     class_name: str
     rows: dict[int, Item]
     """Index -> item, in the order they are asked."""
+
+
+def refusal(config: EvalConfig, entry: BenchmarkConfig) -> str | None:
+    """Why VLMEvalKit cannot score this benchmark; None when it can."""
+    if entry.kind not in CLASSES:
+        return f"VLMEvalKit has no benchmark of the kind {entry.kind}"
+    if config.samples_per_item > 1:
+        return f"VLMEvalKit asks each question once, not {config.samples_per_item} times"
+    if config.judge is None and entry.kind != "wemath":
+        return f"VLMEvalKit cannot score {CLASSES[entry.kind]} without a judge, and the evaluation has none"
+    return None
 
 
 def table_name(position: int, kind: BenchmarkKind, prompt: str) -> str:
