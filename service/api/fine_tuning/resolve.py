@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.api.evaluations.catalog import resolve_benchmark, resolve_benchmarks
 from service.api.evaluations.requests import BenchmarkChoice, EvaluationPlan
-from service.api.evaluations.resolve import generation_settings, need_vision, resolve_judge
+from service.api.evaluations.resolve import check_backend, generation_settings, need_vision, resolve_judge
 from service.api.fine_tuning.contradictions import check_training
 from service.api.fine_tuning.lengths import check_lengths
 from service.api.fine_tuning.requests import (
@@ -163,7 +163,7 @@ def _eval_config(plan: EvaluationPlan, train: TrainConfig, model: ResolvedModel,
     param = "evaluation.benchmarks"
     benchmarks = resolve_benchmarks(settings.resolved_benchmarks, plan.benchmarks, plan.limit, param)
     need_vision(model, benchmarks, param)
-    return EvalConfig(
+    config = EvalConfig(
         benchmarks=benchmarks,
         include_base=plan.include_base,
         pixels=plan.pixels or train.pixels,
@@ -171,6 +171,8 @@ def _eval_config(plan: EvaluationPlan, train: TrainConfig, model: ResolvedModel,
         score_cache=settings.scores_dir,
         **generation_settings(plan),
     )
+    check_backend(config, "evaluation.backend")
+    return config
 
 
 def _record(body: CreateFineTuningJob, training_file: File) -> dict[str, Any]:
