@@ -98,6 +98,31 @@ def split_gradient(
     model = base_of(problem.loaded.model)
     model.zero_grad(set_to_none=True)
     model.train()
+    shares = shares_of(
+        problem,
+        optimization,
+        micro_batch_size=micro_batch_size,
+        pack_length=pack_length,
+        num_ranks=num_ranks,
+        order=order,
+    )
+    ranks.step_tokens = sum(micro_batch.num_tokens for share in shares for micro_batch in share)
+    assert sum(len(micro_batch.row_ids) for share in shares for micro_batch in share) == ROWS
+    for share in shares:
+        optimization.gradients(share)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def shares_of(
+    problem: Problem,
+    optimization: Optimization,
+    *,
+    micro_batch_size: int,
+    pack_length: int | None = None,
+    num_ranks: int = 1,
+    order: int = 0,
+) -> list[list[MicroBatch]]:
+    """Each rank's micro-batches of the step."""
     shares = []
     for rank in range(num_ranks):
         steps = Steps(
@@ -112,11 +137,7 @@ def split_gradient(
         if optimization.objective.needs_ref_logp:
             steps.ref_logp = problem.ref_logp or _reference_logp(problem, steps)
         shares.append(next(steps.read()))
-    ranks.step_tokens = sum(micro_batch.num_tokens for share in shares for micro_batch in share)
-    assert sum(len(micro_batch.row_ids) for share in shares for micro_batch in share) == ROWS
-    for share in shares:
-        optimization.gradients(share)
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return shares
 
 
 def _reference_logp(problem: Problem, steps: Steps) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Learning rates by part of the model, 4-bit base weights, and what a full device is told."""
+"""Learning rates by part of the model, bf16, 4-bit base weights, and what a full device is told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets_for_tests import shapes_dataset
-from gradients_for_tests import config_of, loaded_for, micro_batches_of
+from gradients_for_tests import config_of, loaded_for, micro_batches_of, relative
 from safetensors.torch import load_file
 
 import vlm_dft.torchvision_shim  # noqa: F401
@@ -83,6 +83,44 @@ def test_a_rate_for_a_part_that_is_not_trained_is_refused(tiny_vlm: Path, tiny_q
     text = config_of(tiny_qwen2, shapes, "nll", merger_learning_rate=1e-5)
     with pytest.raises(ConfigError, match="no parameter of the merger is trained"):
         Optimization(loaded_for(text), text, Ranks(), 1)
+
+
+on_a_gpu = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", on_a_gpu])
+@pytest.mark.parametrize("packing", [False, True])
+def test_bf16_gradients_are_those_of_float32_but_for_rounding(packing: bool, device: str, tiny_vlm: Path, shapes: Path):
+    config = config_of(tiny_vlm, shapes, "dft", packing=packing, batch_size=4)
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        loaded = load(tiny_vlm, precision=precision, device=device, master_weights=True)
+        loaded = loaded_for(config, loaded)
+        loaded.model.train()
+        Optimization(loaded, config, Ranks(), 1).gradients(micro_batches_of(config, loaded))
+        gradients.append({n: p.grad.cpu() for n, p in loaded.model.named_parameters() if p.grad is not None})
+    assert {gradient.dtype for gradient in gradients[1].values()} == {torch.float32}
+    assert relative(gradients[1], gradients[0]) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_full_says_what_would_fit(tiny_vlm: Path, shapes: Path):
+    config = config_of(tiny_vlm, shapes, "dft", micro_batch_size=4, batch_size=4)
+    loaded = loaded_for(config, load(tiny_vlm, precision="fp32", device="cuda", master_weights=True))
+    trained = Optimization(loaded, config, Ranks(), 1)
+    micro_batches = micro_batches_of(config, loaded)
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**20) / total)
+    try:
+        with pytest.raises(OutOfMemoryError, match=r"ran out of memory; weights.*Try micro_batch_size 2, or"):
+            trained.step(0, micro_batches)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

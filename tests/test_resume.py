@@ -143,7 +143,13 @@ def finished(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> RunD
     root = tmp_path_factory.mktemp("finished")
     dataset = sums_dataset(root / "dataset", 6)
     config = TrainConfig(
-        model=str(tiny_qwen2), dataset=dataset, batch_size=2, max_steps=4, checkpoint_every_steps=2, precision="fp32"
+        model=str(tiny_qwen2),
+        dataset=dataset,
+        batch_size=2,
+        max_steps=4,
+        checkpoint_every_steps=1,
+        keep_checkpoints=4,
+        precision="fp32",
     )
     run = RunDir(root / "run")
     run.create(RunConfig(run_id="finished", train=config))
@@ -220,6 +226,15 @@ def test_a_run_that_died_after_its_last_step_only_exports(finished: RunDir, tmp_
     assert_same_weights(weights_of(run), weights_of(finished))
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_from_any_step_on_it_is_the_uninterrupted_run(step: int, finished: RunDir, tmp_path: Path):
+    # Of three steps an epoch: within one, at its end and in the next; a cosine schedule and two micro-batches a step.
+    config, run = resumed(finished, tmp_path / "run", resume_from=finished.checkpoint_path(step))
+    trainer.train(config, run)
+    assert train_metrics(run) == train_metrics(finished)[step:]
+    assert_same_weights(weights_of(run), weights_of(finished))
+
+
 def test_complete_json_holds_step_metrics_and_configuration_hash(finished: RunDir):
     marker = json.loads((finished.checkpoint_path(4) / "complete.json").read_text())
     assert marker["step"] == 4
@@ -233,7 +248,7 @@ def test_two_ranks_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
         model=str(tiny_vlm),
         dataset=dataset,
         validation_dataset=dataset,
-        objective={"name": "dft"},
+        objective={"name": "iw_sft"},  # asks for whole answers, and for the base model's numbers, gathered over ranks
         batch_size=4,
         max_steps=6,
         checkpoint_every_steps=3,
@@ -266,10 +281,7 @@ def test_progress_is_told_about_once_a_second(finished: RunDir, tmp_path: Path, 
     assert [progress.phase for _, progress in written] == [
         "loading_model",
         "running",
-        "checkpointing",
-        "running",
-        "checkpointing",
-        "running",
+        *("checkpointing", "running") * 4,
         "exporting",
     ]
     assert written[-1][1].step == 4
