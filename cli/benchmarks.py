@@ -20,14 +20,16 @@ _WORDS = {True: "yes", False: "modified", None: ""}
 def list_benchmarks() -> None:
     """List the benchmarks in VLM_DFT_BENCHMARKS, else in the data directory."""
     from vlm_dft.errors import VlmDftError
-    from vlm_dft.evaluation.provision import PUBLISHED, find_benchmarks
+    from vlm_dft.evaluation.provision import PUBLISHED, find_benchmarks, how_to_add, unknown_benchmarks
 
     directory = _directory()
     try:
-        found = find_benchmarks(directory)
+        found, unknown = find_benchmarks(directory), unknown_benchmarks(directory)
     except VlmDftError as error:
         err.print(f"[red]{error.message}[/]", highlight=False)
         raise typer.Exit(EXIT_FAILED) from None
+    for path in unknown:
+        err.print(f"[yellow]unknown[/] {path}: to score it: {how_to_add(path)}", highlight=False)
     if not found:
         out.print(
             f"none in {directory}; known are {', '.join(PUBLISHED)}: vlm-dft benchmarks add PATH", highlight=False

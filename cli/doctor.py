@@ -61,6 +61,7 @@ _PACKAGES = (
     ("peft", "train"),
     ("qwen-vl-utils", "train"),
     ("latex2sympy2-extended", "eval"),
+    ("math-verify", "eval"),
 )
 
 
@@ -115,9 +116,18 @@ def _models(directory: Path) -> Finding:
 
 
 def _benchmarks(directory: Path) -> Finding:
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    from vlm_dft.errors import BenchmarkError
+    from vlm_dft.evaluation.provision import find_benchmarks, how_to_add, unknown_benchmarks
+
+    try:
+        names = ", ".join(find_benchmarks(directory))
+    except BenchmarkError as error:
+        return Finding("benchmarks", False, error.message)
+    if unknown := unknown_benchmarks(directory):
+        detail = f"{names or 'none'}; of {', '.join(path.name for path in unknown)} nothing says what it is"
+        return Finding("benchmarks", None, detail, how_to_add(unknown[0]))
     remedy = f"put MathVerse, MathVision or WeMath files under {directory}, or set VLM_DFT_BENCHMARKS"
-    return Finding("benchmarks", True if names else None, ", ".join(names) or "none", remedy)
+    return Finding("benchmarks", True if names else None, names or "none", remedy)
 
 
 def _vlmevalkit() -> Finding:

@@ -117,6 +117,28 @@ def test_a_manifest_cannot_lead_out_of_its_directory(tmp_path: Path) -> None:
         find_benchmarks(tmp_path / "home")
 
 
+def test_what_lies_there_and_says_nothing_is_named_with_the_command_that_adds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    own = written(home / "Mine" / "test.jsonl", {"question": "1 + 1?", "answer": "2"}).parent
+    alone = written(home / "quiz.jsonl", {"question": "1 + 2?", "answer": "3"})
+    (home / "SOURCE.md").write_text("x")
+    assert find_benchmarks(home) == {}
+    assert provision.unknown_benchmarks(home) == [own, alone]
+    assert f"{own} is there, but nothing says what it is" in where_it_goes("mine", home)
+    monkeypatch.setattr("cli.benchmarks._directory", lambda: home)
+    listed = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["benchmarks", "list"])
+    for path in (own, alone):
+        command = provision.how_to_add(path)
+        assert command in listed.output
+        words = command.replace(command.split()[-1], "custom").split()
+        done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == 0, done.output
+    assert {name: found.kind for name, found in find_benchmarks(home).items()} == {"Mine": "custom", "quiz": "custom"}
+    assert provision.unknown_benchmarks(home) == []
+
+
 def test_an_absent_benchmark_is_named_with_its_file_sum_and_place(tmp_path: Path) -> None:
     text = where_it_goes("mathvision", tmp_path)
     assert "MathVision.tsv (md5 93f6de14f7916e598aa1b7165589831e, published at https://" in text

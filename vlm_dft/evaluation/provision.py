@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -119,6 +119,29 @@ def find_benchmarks(directory: Path) -> dict[str, Found]:
     return found
 
 
+def unknown_benchmarks(directory: Path) -> list[Path]:
+    """Files and directories that may be benchmarks, and of which nothing says what they are: ``add`` makes them one."""
+    if not directory.is_dir():
+        return []
+    known = find_benchmarks(directory)
+    return [
+        path
+        for path in sorted(directory.iterdir())
+        if not {path.name, path.stem} & known.keys() and not path.name.startswith(".") and _may_be_benchmark(path)
+    ]
+
+
+def _may_be_benchmark(path: Path) -> bool:
+    if path.is_dir():
+        return any(file.suffix.lower() in SUFFIXES for file in path.iterdir())
+    return path.suffix.lower() in SUFFIXES
+
+
+def how_to_add(path: Path) -> str:
+    """What makes a benchmark of something that lies in the directory already."""
+    return f"vlm-dft benchmarks add {path} --replace --kind {'|'.join(get_args(BenchmarkKind))}"
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Raises BenchmarkError."""
     path = directory / MANIFEST_NAME
@@ -134,6 +157,9 @@ def read_manifest(directory: Path) -> Manifest:
 
 def where_it_goes(name: str, directory: Path) -> str:
     """What to do about a benchmark that is not there."""
+    lying = next((path for path in unknown_benchmarks(directory) if name.lower() in _names_of(path)), None)
+    if lying is not None:
+        return f"{lying} is there, but nothing says what it is: run `{how_to_add(lying)}`"
     kind = kind_of(name)
     if kind is None:
         return f"add your own with `vlm-dft benchmarks add PATH --name {name}` (it goes into {directory})"
@@ -146,6 +172,10 @@ def where_it_goes(name: str, directory: Path) -> str:
         " or ".join(official) or f"a file such as {', '.join(RULES[kind].NAMES)} of its authors, in a directory {name}"
     )
     return f"put {files} into {directory}, or run `vlm-dft benchmarks add PATH`"
+
+
+def _names_of(path: Path) -> tuple[str, str]:
+    return path.name.lower(), path.stem.lower()
 
 
 def add(
