@@ -37,6 +37,7 @@ from service.api.operations import router as operations
 from service.api.tenancy import router as tenancy
 from service.api.uploads import router as uploads
 from service.api.webhooks import router as webhooks
+from service.dashboard.router import install_dashboard
 from service.jobs import keys, tenancy_audit
 from service.jobs.database import open_database
 from service.jobs.models import ModelRegistry
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for resource in (preflights, preview):
         app.include_router(resource.router, dependencies=[_bearer])
     app.include_router(operations.router)
+    install_dashboard(app)
     return app
 
 

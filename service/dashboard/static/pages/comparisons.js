@@ -1,0 +1,81 @@
+// Comparisons: fine-tunings on equal terms, as a list and one of them with its table, flips, curves and sweep.
+
+import { get, optional, post } from "../api.js";
+import { curves } from "../chart.js";
+import { empty, failure, h, phase, progress, section, show, table } from "../dom.js";
+import { TERMINAL, number, short, time } from "../format.js";
+import { armTable, benchmarkTables, sweepTable, termsOf } from "./comparison_tables.js";
+import { comparisonForm } from "./new_comparison.js";
+
+export async function renderList(root, page) {
+  page.title("Comparisons");
+  const rows = h("div");
+  const load = async () => {
+    const found = await optional("/v1/fine_tuning/comparisons", { limit: 50 }, page.signal);
+    show(rows, !found ? empty("This service has no comparisons") : found.data.length ? listTable(found.data) : empty("No comparisons yet", h("p", null, "Train SFT and DFT on the same rows in the same order, and see which is better on which items.")));
+    return Boolean(found);
+  };
+  const there = await load();
+  root.replaceChildren(h("div.head", null, h("h1", null, "Comparisons")), section("All comparisons", null, rows));
+  if (!there) return;
+  root.append(await comparisonForm(page));
+  page.every(4, load);
+}
+
+function listTable(rows) {
+  return table("Comparisons, newest first", [
+    ["Comparison", (row) => h("a", { href: `#/comparisons/${row.id}` }, row.name || short(row.id))],
+    ["Model", (row) => row.model],
+    ["Arms", (row) => row.arms.map((arm) => arm.name).join(", ")],
+    ["State", (row) => phase(row.status)],
+    ["Created", (row) => time(row.created_at)],
+  ], rows);
+}
+
+export async function render(root, page, id) {
+  const path = `/v1/fine_tuning/comparisons/${encodeURIComponent(id)}`;
+  let comparison = await get(path, {}, page.signal);
+  const place = { head: h("div.head"), trouble: h("div"), arms: h("div"), terms: h("div"), results: h("div"), sweep: h("div") };
+  const charts = [["Raw NLL, the same measure for every arm", "nll"], ["Held-out NLL", "valid_nll"], ["Accuracy of the benchmark probe", "probe_value"]]
+    .map(([title, key]) => ({ key, chart: curves(title, comparison.arms.map((arm) => ({ name: arm.name, key, points: [] }))) }));
+  const cancel = async () => {
+    if (!confirm("Cancel every arm that has not ended?")) return;
+    try {
+      comparison = await post(`${path}/cancel`);
+      draw();
+    } catch (error) {
+      show(place.trouble, failure(error));
+    }
+  };
+  const draw = () => {
+    page.title(comparison.name);
+    const ended = TERMINAL.has(comparison.status);
+    show(place.head, h("h1", null, `${comparison.name} `, phase(comparison.status)), !ended && h("button.danger", { type: "button", onclick: cancel }, "Cancel"));
+    show(place.arms, ended ? null : overall(comparison), armTable(comparison));
+    show(place.terms, termsOf(comparison));
+    show(place.results, ...benchmarkTables(comparison));
+    show(place.sweep, comparison.sweep.length > 1 ? section("Sweep", null, sweepTable(comparison.sweep)) : null);
+  };
+  const drawCurves = async () => {
+    const found = await get(`${path}/curves`, { keys: charts.map(({ key }) => key).join(","), resolution: 200 }, page.signal);
+    for (const { chart } of charts) {
+      chart.series.forEach((one) => { one.points = found.data.find((curve) => curve.arm === one.name)?.points ?? []; });
+      chart.update([]);
+      chart.element.hidden = !chart.series.some((one) => one.points.some((each) => Number.isFinite(each[one.key])));
+    }
+  };
+  draw();
+  root.replaceChildren(place.head, place.trouble, section("Arms", null, place.arms, place.terms), place.results, section("Curves", null, h("div.columns", null, charts.map(({ chart }) => chart.element))), place.sweep);
+  page.every(3, async () => {
+    comparison = await get(path, {}, page.signal);
+    draw();
+    await drawCurves();
+    return !TERMINAL.has(comparison.status);
+  });
+}
+
+function overall(comparison) {
+  const shares = comparison.arms.map((arm) => (TERMINAL.has(arm.phase) ? 100 : (arm.progress?.percent ?? 0)));
+  const done = shares.reduce((sum, share) => sum + share, 0) / shares.length;
+  return h("div", null, progress(done, "Progress of all arms"), h("p.small", null, `${number(comparison.arms.filter((arm) => TERMINAL.has(arm.phase)).length)} of ${number(comparison.arms.length)} arms have ended`));
+}
