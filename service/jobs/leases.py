@@ -102,6 +102,7 @@ def _start_attempt(s: Session, job: Job, worker: str, device: str) -> Claim:
         resume_checkpoint=Path(checkpoint.path) if checkpoint else None,
         resume_step=checkpoint.step if checkpoint else None,
         previous_run_paths=tuple(Path(path) for path in earlier),
+        origin=job.origin or {},
     )
 
 
@@ -141,7 +142,8 @@ def renew(s: Session, claim: Claim, lease_seconds: float, progress: Progress | N
 
 def wanted_stop(s: Session, claim: Claim) -> Stop | None:
     """Why the worker is to stop the job, between two renewals; None also when the lease is lost."""
-    stop = s.scalar(select(_STOP).where(Job.id == claim.job_id, Job.fence == claim.fence))
+    held = (Job.id == claim.job_id, Job.fence == claim.fence, Job.phase.in_(sorted(ACTIVE)))
+    stop = s.scalar(select(_STOP).where(*held))
     return Stop(stop) if stop else None
 
 
