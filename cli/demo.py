@@ -2,7 +2,7 @@
 
 Writes small image-text problems and a random tiny Qwen2.5-VL, starts the real service on a free port, and then is a
 user of it with nothing but the stock openai client: an SFT job until the model has some competence, and from its result
-one SFT and one DFT job side by side, on the same data, in the same order, for as many steps. Ends with a table
+a comparison of SFT and DFT, on the same data, in the same order, for as many steps. Ends with a table
 (``demo_report``).
 """
 
@@ -24,7 +24,8 @@ import openai
 
 from cli import demo_report
 from cli.children import Child, Program, stop_all
-from cli.client import EXIT_FAILED, err, get, out
+from cli.client import EXIT_FAILED, err, get, out, post
+from cli.compare import PATH as COMPARISONS
 from cli.watch import follow
 from vlm_dft.demo.wording import SYSTEM_PROMPT
 from vlm_dft.errors import VlmDftError
@@ -134,40 +135,58 @@ def _fine_tune_all(client: openai.OpenAI, root: Path) -> demo_report.Demo:
     files = {name: _upload(client, root / "data" / f"{name}.tar.gz") for name in ("start", "tune", "validation")}
     benchmarks = json.loads((root / "data" / "demo.json").read_bytes())["benchmarks"]
 
-    def submit(title: str, model: str, objective: str, numbers: dict[str, Any]) -> str:
-        job = client.fine_tuning.jobs.create(
-            model=model,
-            training_file=files["start" if model == BASE else "tune"],
-            validation_file=files["validation"],
-            suffix=title,
-            seed=SEED,
-            method=_method(objective, numbers),  # pyright: ignore[reportArgumentType] - our keys
-            extra_body={"evaluation": _evaluation(list(benchmarks), include_base=model == BASE)},
-        )
-        out.print(f"{title}: {job.id}, {objective} from {model}", highlight=False)
-        return job.id
+    job = client.fine_tuning.jobs.create(
+        model=BASE,
+        training_file=files["start"],
+        validation_file=files["validation"],
+        suffix="start",
+        seed=SEED,
+        method=_method(START, objective="sft"),  # pyright: ignore[reportArgumentType] - our keys
+        extra_body={"evaluation": _evaluation(list(benchmarks))},
+    )
+    out.print(f"start: {job.id}, SFT from {BASE}", highlight=False)
+    start = _finished(client, job.id)
+    comparison = _compare(client, start["fine_tuned_model"], files, list(benchmarks))
+    sft, dft = [_finished(client, arm["job_id"]) for arm in comparison["arms"]]
+    return demo_report.Demo(
+        start=start,
+        sft=sft,
+        dft=dft,
+        comparison=get(client, f"{COMPARISONS}/{comparison['id']}"),
+        chance={name: b["chance"] for name, b in benchmarks.items()},
+    )
 
-    start = _finished(client, submit("start", BASE, "sft", START))
-    tuned = start["fine_tuned_model"]
-    arms = [submit(objective, tuned, objective, TUNE) for objective in ("sft", "dft")]
-    sft, dft = [_finished(client, job_id) for job_id in arms]
-    return demo_report.Demo(start=start, sft=sft, dft=dft, chance={name: b["chance"] for name, b in benchmarks.items()})
+
+def _compare(client: openai.OpenAI, tuned: str, files: dict[str, str], benchmarks: list[str]) -> dict[str, Any]:
+    """SFT and DFT from the tuned model, on equal terms: one request, same data, order and number of steps."""
+    job = {
+        "model": tuned,
+        "training_file": files["tune"],
+        "validation_file": files["validation"],
+        "seed": SEED,
+        "method": _method(TUNE),
+        "evaluation": _evaluation(benchmarks),
+    }
+    arms = [{"name": objective, "objective": objective} for objective in ("sft", "dft")]
+    comparison = post(client, COMPARISONS, {"name": "SFT or DFT", "job": job, "arms": arms})
+    out.print(f"comparison {comparison['id']} from {tuned}", highlight=False)
+    return comparison
 
 
-def _method(objective: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    """Full fine-tuning: random vision weights have to be trained, too."""
+def _method(numbers: dict[str, Any], **objective: str) -> dict[str, Any]:
+    """Full fine-tuning: random vision weights have to be trained, too. An arm says its objective itself."""
     supervised = {
-        "objective": objective,
+        **objective,
         "hyperparameters": HYPERPARAMETERS | numbers,
         "freeze": {"vision_tower": False, "merger": False, "language_model": False},
     }
     return {"type": "supervised", "supervised": supervised}
 
 
-def _evaluation(benchmarks: list[str], *, include_base: bool) -> dict[str, Any]:
+def _evaluation(benchmarks: list[str]) -> dict[str, Any]:
     return {
         "benchmarks": benchmarks,
-        "include_base": include_base,
+        "include_base": True,
         "system_prompt": SYSTEM_PROMPT,
         "max_new_tokens": 80,
         "batch_size": 60,

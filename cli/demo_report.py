@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.client import out
+from cli.comparison_table import pair_line
 from vlm_dft.errors import VlmDftError
 from vlm_dft.evaluation.report import difference
 from vlm_dft.results import Score
@@ -29,11 +30,12 @@ class NothingLearnedError(VlmDftError):
 
 @dataclass(frozen=True)
 class Demo:
-    """The three jobs as the service shows them, and what blind guessing scores per benchmark."""
+    """The three jobs and the comparison as the service shows them, and what blind guessing scores per benchmark."""
 
     start: dict[str, Any]
     sft: dict[str, Any]
     dft: dict[str, Any]
+    comparison: dict[str, Any]
     chance: dict[str, float]
 
 
@@ -58,7 +60,17 @@ def show(demo: Demo) -> None:
             label, *(_percent(scores[name]) for name in demo.chance), _right(scores), f"{loss:.3f}", _time(job)
         )
     Console(width=_WIDTH).print(table)
-    for line in (*_notes(models), "", verdict(models["start + SFT"], models["start + DFT"])):
+    pairs = [pair for benchmark in demo.comparison["benchmarks"] for pair in benchmark["pairs"] if pair["arm"] == "dft"]
+    names = [benchmark["benchmark"] for benchmark in demo.comparison["benchmarks"]]
+    paired = [f"{name}: {pair_line(pair)}" for name, pair in zip(names, pairs, strict=True)]
+    for line in (
+        *_notes(models),
+        "",
+        "Item by item (95 % paired bootstrap over groups of items):",
+        *paired,
+        "",
+        verdict(models["start + SFT"], models["start + DFT"]),
+    ):
         out.print(line, highlight=False, soft_wrap=True)
     _check_learned(models, demo.chance)
 

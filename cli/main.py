@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import benchmarks, doctor, evaluate, local, serve, show, submit, table, tenancy, watch
+from cli import benchmarks, compare, doctor, evaluate, local, serve, show, submit, table, tenancy, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app.add_typer(tenancy.projects_app, name="projects")
 app.command()(tenancy.audit)
 app.command()(local.train)
 app.command()(submit.submit)
+app.command()(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(benchmarks.benchmarks_app, name="benchmarks")
 app.command()(table.table)

@@ -134,3 +134,18 @@ def test_train_needs_no_service(directory: Path, tmp_path: Path) -> None:
     wrong = subprocess.run([*command, "--set", "batch_size=-1"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "train.batch_size" in wrong.stderr
+
+
+def test_compare_trains_arms_and_shows_them_side_by_side(service: RunningService, directory: Path) -> None:
+    options = ["--model", "tiny-vl", "--objectives", "nll,dft", "--set", "batch_size=4", "--benchmarks", "mathvision"]
+    answer = service.run("compare", str(directory / "train.tar.gz"), *options)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "The arms differ in train.objective.name." in answer.stdout
+    assert re.search(r"\n nll +ftjob-\w+ +succeeded +nll +5e-05 +2/2", answer.stdout)
+    assert re.search(
+        r"\n  dft against nll: [+-]\d+\.\d points .* items fixed, \d+ broken; permutation p", answer.stdout
+    )
+    comparison = re.search(r"ftcmp-\w+", answer.stdout)[0]
+    against_base = json.loads(service.run("compare", comparison, "--reference", "base", "--json").stdout)
+    assert [pair["arm"] for pair in against_base["benchmarks"][0]["pairs"]] == ["nll", "dft"]
+    assert against_base["terms"] == dict.fromkeys(("same_data", "same_order", "same_steps", "same_evaluation"), True)

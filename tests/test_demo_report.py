@@ -63,6 +63,13 @@ def job(value: float, base: float | None = None) -> dict[str, Any]:
     }
 
 
+def comparison() -> dict[str, Any]:
+    """Of SFT and DFT on one benchmark."""
+    numbers = {"difference": -0.1, "low": -0.18, "high": -0.02, "mcnemar_p": 0.031, "permutation_p": 0.02}
+    pair = {"arm": "dft", "reference": "sft", "refused": None, "fixed": 4, "broken": 14, **numbers}
+    return {"benchmarks": [{"benchmark": "demo-mathvision", "pairs": [pair | {"arm": "base"}, pair]}]}
+
+
 def test_items_right_are_counted_in_each_benchmarks_own_categories() -> None:
     assert items_right(score("demo-mathverse", 0.6)) == (60, 100)
     assert items_right(score("demo-mathvision", 0.37)) == (37, 100)
@@ -83,7 +90,7 @@ def test_error_of_the_difference_is_that_of_a_mean_of_three_differences() -> Non
 
 
 def test_table_shows_every_model_with_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Demo(start=job(0.6, base=0.0), sft=job(0.8), dft=job(0.7), chance=CHANCE))
+    show(Demo(start=job(0.6, base=0.0), sft=job(0.8), dft=job(0.7), comparison=comparison(), chance=CHANCE))
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
     rows = {label: values for label, *values in cells}
@@ -92,10 +99,13 @@ def test_table_shows_every_model_with_what_was_measured(capsys: pytest.CaptureFi
     assert rows["start + SFT"] == ["80.0 ± 3.0"] * 3 + ["205 = 68.3", "0.250", "61 s + 6 s"]
     assert rows["start + DFT"][0] == "70.0 ± 3.0"
     assert any("native-rules/v1" in line and "not the published benchmarks" in line for line in lines)
+    assert "demo-mathvision: dft against sft: -10.0 points (-18.0 to -2.0), 4 items fixed, 14 broken" in "\n".join(
+        lines
+    )
     assert lines[-1].startswith("SFT wins here")
 
 
 @pytest.mark.parametrize(("dft", "base"), [(0.25, 0.0), (0.5, 0.45)])
 def test_a_model_that_learned_nothing_fails_the_demo(dft: float, base: float) -> None:
     with pytest.raises(NothingLearnedError, match=r"start \+ DFT scores .* on average"):
-        show(Demo(start=job(0.7, base=base), sft=job(0.8), dft=job(dft), chance=CHANCE))
+        show(Demo(start=job(0.7, base=base), sft=job(0.8), dft=job(dft), comparison=comparison(), chance=CHANCE))
