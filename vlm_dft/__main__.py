@@ -20,6 +20,7 @@ import os
 import sys
 from pathlib import Path
 
+from vlm_dft import logs
 from vlm_dft.config import EvalConfig, RunConfig, TrainConfig, ValidationConfig
 from vlm_dft.errors import VlmDftError
 from vlm_dft.interruption import Interrupted, StopRequest
@@ -40,11 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not run.path.is_dir():
         print(f"vlm_dft: {run.path} is not a directory", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=logging.INFO if _is_first_rank() else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stdout,
-    )
+    logs.configure(logging.INFO if _is_first_rank() else logging.WARNING)
     stop = StopRequest()
     stop.install()
     result = _result(run, stop)
@@ -62,6 +59,7 @@ def _result(run: RunDir, stop: StopRequest) -> RunResult:
         run.result_path.unlink(missing_ok=True)
     try:
         config = run.read_config()
+        logs.name_lines(config)
         if config.supervision is not None:
             die_with_parent()
             follow_lease(run.lease_path, config.supervision.lease_timeout_seconds)

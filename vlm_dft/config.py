@@ -344,6 +344,10 @@ class SupervisionConfig(Frozen):
 
     lease_timeout_seconds: float = Field(gt=0)
     """The rank kills itself when the run directory's lease file has not changed for this long."""
+    attempt: int | None = None
+    """Which attempt at the job this is; in every line of the log."""
+    request_id: str | None = None
+    """The request that submitted the job; in every line of the log."""
 
 
 class RunConfig(Frozen):

@@ -18,6 +18,7 @@ import structlog
 from celery import Task, signals
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from service import tracing
 from service.jobs import store
 from service.jobs.database import Database, open_database
 from service.jobs.phases import Queue
@@ -75,9 +76,16 @@ def run_next(database: Database, settings: Settings, queue: Queue, stop: StopFla
         claim = store.claim(session, queue, identity, device, settings.lease_seconds)
     if claim is None:
         return False
-    with structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):
+    ids = {"job_id": claim.job_id, "attempt": claim.attempt}
+    request_id = claim.origin.get("request_id")
+    with (
+        structlog.contextvars.bound_contextvars(**ids, request_id=request_id),
+        tracing.attempt_span(claim.origin, **ids, kind=claim.kind, worker=identity) as span,
+    ):
         outcome = Attempt(database, settings, claim, num_gpus=len(gpus), stop=stop).run()
+        span.set_attribute("vlm_dft.outcome", outcome)
         log.info("attempt ended", outcome=outcome)
+    tracing.flush()
     return True
 
 
@@ -120,6 +128,7 @@ def _prepare(**_: Any) -> None:
 @signals.worker_process_init.connect
 def _follow_main(**_: Any) -> None:
     lifeline.follow()
+    tracing.configure("worker")
 
 
 @signals.worker_ready.connect

@@ -135,7 +135,11 @@ class Attempt:
             config = RunConfig.model_validate(self._claim.config)
         except ValidationError as error:
             raise ConfigError(f"this version of the worker does not understand the job: {error}") from error
-        supervision = SupervisionConfig(lease_timeout_seconds=RANK_SHARE * self._settings.lease_seconds)
+        supervision = SupervisionConfig(
+            lease_timeout_seconds=RANK_SHARE * self._settings.lease_seconds,
+            attempt=self._claim.attempt,
+            request_id=self._claim.origin.get("request_id"),
+        )
         config = config.model_copy(update={"supervision": supervision})
         if config.evaluation is not None and self._claim.previous_run_paths:
             # Answers of earlier attempts are kept: the evaluation follows the chain from the newest one on.

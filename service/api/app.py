@@ -6,7 +6,7 @@ streams stay open as long as their jobs run.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -20,11 +20,12 @@ from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 
+from service import tracing
 from service.api import expiry
 from service.api.authentication import Authentication
 from service.api.closing import watched_signals
 from service.api.comparisons import router as comparisons
-from service.api.context import VERSION, RequestContext
+from service.api.context import QUIET_PATHS, VERSION, RequestContext
 from service.api.errors import ErrorBody, install_error_rendering
 from service.api.evaluations import router as evaluations
 from service.api.files import router as files
@@ -55,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application for these settings, by default those of the environment. Its database must exist migrated."""
     settings = settings or get_settings()
     configure_logs()
+    tracing.configure("api")
     settings.data.mkdir(parents=True, exist_ok=True)
     prepare_directory(settings)
     prepare_broker(settings)
@@ -75,6 +77,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Middleware(Authentication, settings=settings, database=database, secret=keys.load_secret(settings)),
         ],
         responses=_errors,
+        # Its own log and metrics exporters stay off: ours are structlog and /metrics, and hold no error texts.
+        telemetry={"logs": False, "metrics": False, "operation_spans": False, "exclude": _is_probe},
     )
     app.state.settings = settings
     app.state.database = database
@@ -89,6 +93,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(operations.router)
     install_dashboard(app)
     return app
+
+
+def _is_probe(scope: MutableMapping[str, Any]) -> bool:
+    """Nobody wants to trace what asks every few seconds."""
+    return scope.get("path") in QUIET_PATHS
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -26,7 +26,7 @@ log = structlog.get_logger("service.api")
 VERSION = version("vlm-dft")
 _VERSION_HEADER = (b"x-vlm-dft-version", VERSION.encode())
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 MAX_TARGET_BYTES = 8 * 2**10
 """Path and query string together."""
 MAX_HEADERS = 100
@@ -145,7 +145,7 @@ class RequestContext:
             self._log(scope, status, time.perf_counter() - started_at)
 
     def _log(self, scope: Scope, status: int, seconds: float) -> None:
-        write = log.debug if scope["path"] in _QUIET_PATHS else log.info
+        write = log.debug if scope["path"] in QUIET_PATHS else log.info
         write(
             "request",
             method=scope["method"],

@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from service import tracing
 from service.errors import IdempotencyError, InvalidRequestError
 from service.jobs.database import now, serialize
 from service.jobs.events import add_event
@@ -96,6 +97,7 @@ def submit(s: Session, new: NewJob) -> Job:
         suffix=new.suffix,
         seed=new.seed,
         run_path=str(new.runs_dir / job_id),
+        origin=tracing.origin() or None,
     )
     s.add(job)
     s.flush()  # the rows below refer to it

@@ -129,6 +129,8 @@ class Job(Base):
     fine_tuned_model: Mapped[str | None]
     run_path: Mapped[str]
     """Absolute path of the directory that holds attempt-<n> run directories."""
+    origin: Mapped[Document | None]
+    """Id and trace context of the request that submitted it (``service.tracing``)."""
 
     progress: Mapped[Document | None]
     """Last vlm_dft.results.Progress."""

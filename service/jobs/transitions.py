@@ -39,6 +39,8 @@ class Claim:
     resume_step: int | None
     previous_run_paths: tuple[Path, ...]
     """Run directories of earlier attempts, newest first."""
+    origin: Document
+    """Of the request that submitted the job, for logs and traces."""
 
 
 def move(

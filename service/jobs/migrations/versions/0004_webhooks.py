@@ -1,4 +1,4 @@
-"""Operability: webhooks and their deliveries, and an index that counts jobs without reading them."""
+"""Operability: webhooks and their deliveries, an index that counts jobs unread, the request that a job came from."""
 
 from __future__ import annotations
 
@@ -57,9 +57,11 @@ def upgrade() -> None:
         postgresql_where=due,
     )
     op.create_index("ix_jobs_counts", "jobs", ["kind", "phase", "trained_tokens"])
+    op.add_column("jobs", sa.Column("origin", DOCUMENT, nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("jobs", "origin")
     op.drop_index("ix_jobs_counts", table_name="jobs")
     op.drop_table("webhook_deliveries")
     op.drop_table("webhook_endpoints")
