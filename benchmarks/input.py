@@ -34,7 +34,7 @@ from vlm_dft.tiny import build_tiny_vlm
 from vlm_dft.vision_inputs import VisionInputs
 
 SIZES = ((448, 448), (1024, 768))
-SAMPLES, BATCH, ROUNDS = 8, 4, 3
+SAMPLES, BATCH, ROUNDS = 16, 4, 7
 LATER_EPOCHS = 20
 """Per round, for a time that the clock resolves."""
 QUESTION = "How many shapes are there in the picture, and which of their colours appears most often?"

@@ -70,9 +70,15 @@ def patches_of(picture: Image.Image) -> Tensor:
     """P x D, uint8: in the processor's order, the 2 x 2 patches that become one token side by side."""
     pixels = np.asarray(picture)
     rows, columns = pixels.shape[0] // FACTOR, pixels.shape[1] // FACTOR
-    blocks = pixels.reshape(rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE, _CHANNELS)
-    ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5)  # row, column, row and column in the token, channel, y, x
-    return torch.from_numpy(ordered.reshape(-1, _CHANNELS * PATCH_SIZE**2))
+    lines = pixels.reshape(rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE * _CHANNELS)
+    # In two moves: whole lines of patches, then channels, are twice as fast as single bytes.
+    patches = np.ascontiguousarray(lines.transpose(0, 3, 1, 4, 2, 5))  # row, column, row and column in the token, line
+    return (
+        torch.from_numpy(patches)
+        .view(-1, PATCH_SIZE**2, _CHANNELS)
+        .transpose(1, 2)
+        .reshape(-1, _CHANNELS * PATCH_SIZE**2)
+    )
 
 
 class Normalisation:

@@ -11,6 +11,7 @@ Two rules hold for any chat template, or an error is raised:
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,10 +127,11 @@ class ChatTemplate:
         turns = [] if add_generation_prompt else self._assistant_spans(messages, chat, text, row)
         input_ids, spans = self._tokenize(text, [start for start, _, _ in turns], row)
         supervised = [False] * len(input_ids)
+        firsts, lasts = [first for first, _ in spans], [last for _, last in spans]
         for start, end, train in turns:
-            if train:
-                for index, (first, last) in enumerate(spans):
-                    supervised[index] |= start <= first and last <= end
+            if train:  # the tokens from start to end: both lists only grow
+                inside = slice(bisect_left(firsts, start), bisect_right(lasts, end))
+                supervised[inside] = [True] * max(0, inside.stop - inside.start)
         return Rendered(text, input_ids, supervised, self._image_positions(input_ids, messages), spans)
 
     def _refuse_special_tokens(self, messages: Sequence[Message], row: str | None) -> None:
