@@ -63,6 +63,7 @@ LONG = "It is about {} units long, I believe, as far as anyone can tell."
         ("mathvision", CHOICE, "the big one, that is pick-B, not the other", "B", "judge", True, 1),
         ("wemath", CHOICE, "So I would say (A).", "A", "benchmark", False, 0),
         ("wemath", CHOICE, "So I would say (B).", "B", "benchmark", True, 0),
+        ("wemath", CHOICE, "B C C, A all the way round", None, "none", False, 1),
         ("wemath", CHOICE, "the bigger of both, so pick-B", "B", "judge", True, 1),
         ("wemath", CHOICE, "neither of them", None, "none", False, 1),
         ("custom", free(scoring="number"), "Twelve, in other words", None, "none", False, 1),
@@ -198,8 +199,8 @@ def test_an_evaluation_is_judged_and_says_so_and_holds_no_key(
 
     run = new_run(tmp_path / "run")
     score = evaluate(config(benchmark, judge=settings(stub)), run, tuned=str(model), base=None)[0]
-    assert (score.numerator, score.judge, score.judged) == (8, "stub/prompts-v1", 6)
-    assert comparable(by_rules, score) == "judge differs: 'none' and 'stub/prompts-v1'"
+    assert (score.numerator, score.judge, score.judged) == (8, "stub/prompts-v2", 6)
+    assert comparable(by_rules, score) == "judge differs: 'none' and 'stub/prompts-v2'"
     assert len(stub.tasks()) == 6
     assert stub.keys == {KEY}
     lines = {p.id: p for p in read_predictions(run.evaluation_path("tuned", "colours"))}

@@ -123,14 +123,12 @@ def test_verdicts_of_a_judge_are_read_by_row_number(tmp_path: Path) -> None:
     assert grades(tmp_path / "1", "MathVerse", *rows) == [(None, "none", False), ("12", "judge", True)]
     rows = ({"res": "3", "log": "Succeed"}, {"res": "B", "log": "Prefetch succeed"})
     assert grades(tmp_path / "2", "MathVision", *rows) == [("3", "judge", False), ("B", "benchmark", True)]
-    rows = (
-        {"prediction": "hm", "hit": "0", "log": "Match Log: Z. "},
-        {"prediction": "(B)", "hit": "1", "log": "Match Log: (B). "},
-    )
-    assert grades(tmp_path / "3", "WeMath", *rows) == [
-        ("Match Log: Z.", "judge", False),
-        ("Match Log: (B).", "benchmark", True),
-    ]
+    options = {"A": "1", "B": "2"}
+    silent = {"prediction": "hm", "hit": "0", "log": "Match Log: Z. ", **options}
+    marked = {"prediction": "(B)", "hit": "1", "log": "Match Log: (B). ", **options}
+    judged = {"prediction": "well", "hit": "1", "log": "Match Log: A. ", **options}
+    assert grades(tmp_path / "3", "WeMath", silent, marked) == [(None, "judge", False), ("B", "benchmark", True)]
+    assert grades(tmp_path / "4", "WeMath", judged, marked)[0] == ("A", "judge", True)
 
 
 RETRIED = "Try 0: output is x, failed to parse.\nAll 5 retries failed.\n"

@@ -26,8 +26,8 @@ from vlm_dft.results import Record
 from vlm_dft.run_dir import disk_errors, write_json
 
 KEY_VARIABLE = "VLM_DFT_JUDGE_API_KEY"
-PROMPTS = "prompts-v1"
-"""Version of the texts below; in the judge's name, because other texts get other verdicts."""
+PROMPTS = "prompts-v2"
+"""Version of the texts below and of when they are asked; in the judge's name, because others get other verdicts."""
 MAX_REPLY_TOKENS = 1024
 MAX_RESPONSE_CHARACTERS = 12_000
 """Of a response that the judge reads, counted from its end, where answers stand."""

@@ -1,6 +1,7 @@
 """What a judge is asked about a graded response, by kind of benchmark. Torch-free.
 
-A rule that finds the answer right is believed, and so is one that finds which option was chosen. Beyond that:
+A rule that finds the answer right is believed, and so is one that finds which option was chosen; but for We-Math's
+exact matching, which VLMEvalKit too leaves out where there is a judge. Beyond that:
 
     options                 which option the response chose
     MathVerse, custom LaTeX what it answers, where it marked nothing; then whether that is the same as the reference
@@ -38,11 +39,16 @@ class Judged(NamedTuple):
 def judged(kind: BenchmarkKind, item: Item, response: str, grade: Grade, judge: Judge, latex: LatexProcess) -> Judged:
     """grade: the rules'. Raises EvaluationError when the judge fails."""
     response = without_reasoning(response)
-    if kind in NEVER_JUDGED or grade.correct or not response.strip():
+    if kind in NEVER_JUDGED or _is_believed(kind, grade) or not response.strip():
         return Judged(grade)
     if item.options:
         return _chosen(kind, item, response, judge, latex)
     return _free_form(kind, item, response, judge, latex)
+
+
+def _is_believed(kind: BenchmarkKind, grade: Grade) -> bool:
+    """We-Math's own rule takes the first letter of whatever is there: where a judge can look, that is no answer yet."""
+    return grade.correct and not (kind == "wemath" and grade.rule == "benchmark")
 
 
 def judge_all(tasks: Sequence[Callable[[], Judged]], judge: Judge, tell: Callable[[int], None]) -> list[Judged]:

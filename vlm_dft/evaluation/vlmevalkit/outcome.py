@@ -21,6 +21,7 @@ from typing import Any
 
 from vlm_dft.errors import EvaluationError
 from vlm_dft.evaluation.grading import Grade
+from vlm_dft.evaluation.options import LETTERS, REJECTED, infer_option
 from vlm_dft.evaluation.vlmevalkit.answer_log import Answer
 from vlm_dft.evaluation.vlmevalkit.guards import VERDICTS_SUFFIX
 from vlm_dft.evaluation.vlmevalkit.tables import Table
@@ -193,11 +194,15 @@ def _judged_wemath(path: Path) -> dict[int, Grade]:
     """Absent when VLMEvalKit found its judge not to work: it goes on without one and does not say so."""
     rows = _by_index(path, _read(path, "\t"))
     _check_judge(path, rows, "log")
-    return {
-        # The log says what the option was read from: the response itself, or the judge's answer.
-        index: _grade(row["log"], _truth(row["hit"]), judged=row["prediction"] not in row["log"])
-        for index, row in rows.items()
-    }
+    return {index: _option_grade(row) for index, row in rows.items()}
+
+
+def _option_grade(row: Row) -> Grade:
+    """The log says what the option was read from: the response itself, or the judge's answer, Z where it has none."""
+    text = row["log"].strip().removeprefix("Match Log: ").removesuffix(".")
+    letter = infer_option(text, {letter: row[letter] for letter in LETTERS if row.get(letter)})
+    extracted = None if letter == REJECTED else letter or text
+    return Grade(extracted, "benchmark" if row["prediction"] in row["log"] else "judge", _truth(row["hit"]))
 
 
 def _check_judge(path: Path, rows: Mapping[int, Row], column: str) -> None:
