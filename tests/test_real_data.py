@@ -24,7 +24,7 @@ from vlm_dft.tiny import build_tiny_text, build_tiny_vlm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 GIB = 2**30
-STEPS = int(os.environ.get("VLM_DFT_TEST_STEPS", "8"))
+STEPS = int(os.environ.get("VLM_DFT_TEST_STEPS", "6"))
 
 
 def run(directory: Path, document: dict[str, Any]) -> RunResult:
@@ -73,16 +73,19 @@ def vision_model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     )
 
 
+@pytest.fixture(scope="module")
+def puzzlevqa(vision_model: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("validation")
+    return validated(directory, shared_data / "puzzlevqa", vision_model, data_file="wethink_train.jsonl")
+
+
 @pytest.mark.parametrize("objective", ["dft", "nll"])
 def test_training_on_puzzlevqa_lowers_the_loss_within_six_gib(
-    objective: str, vision_model: Path, shared_data: Path, tmp_path: Path
+    objective: str, vision_model: Path, puzzlevqa: Path, tmp_path: Path
 ) -> None:
-    dataset = validated(
-        tmp_path / "validation", shared_data / "puzzlevqa", vision_model, data_file="wethink_train.jsonl"
-    )
     train = {
         "model": str(vision_model),
-        "dataset": str(dataset),
+        "dataset": str(puzzlevqa),
         "objective": {"name": objective},
         "freeze": {"vision_tower": False, "merger": False},
         "max_steps": STEPS,
@@ -91,6 +94,7 @@ def test_training_on_puzzlevqa_lowers_the_loss_within_six_gib(
         "learning_rate": 1e-3,
         "gradient_checkpointing": False,
         "checkpoint_every_steps": STEPS,
+        "probe_rows": 2,
     }
     result = run(tmp_path / objective, {"train": train})
     assert result.train is not None
