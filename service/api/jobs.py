@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.api.schemas import ResponseModel
+from service.jobs.kept_places import place_of
 from service.jobs.phases import ACTIVE, Phase
 from service.jobs.store import ClaimOrder, queue_position
 from service.jobs.tables import Job
@@ -63,7 +64,10 @@ def job_error(job: Job) -> JobError | None:
 
 def queue_state(s: Session, job: Job, settings: Settings, order: ClaimOrder | None = None) -> QueueState | None:
     """None once a worker has had the job, unless it waits again."""
-    place = queue_position(s, job, alive_seconds=settings.lease_seconds, order=order)
+    if order is None:
+        place = place_of(s, job, alive_seconds=settings.lease_seconds)
+    else:
+        place = queue_position(s, job, alive_seconds=settings.lease_seconds, order=order)
     if place is None:
         return None
     return QueueState(
