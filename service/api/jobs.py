@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from service.api.schemas import ResponseModel
 from service.jobs.kept_places import place_of
 from service.jobs.phases import ACTIVE, Phase
-from service.jobs.store import ClaimOrder, queue_position
+from service.jobs.store import Places
 from service.jobs.tables import Job
 from service.settings import Settings
 
@@ -62,12 +62,9 @@ def job_error(job: Job) -> JobError | None:
     return JobError(**job.error) if job.error else None
 
 
-def queue_state(s: Session, job: Job, settings: Settings, order: ClaimOrder | None = None) -> QueueState | None:
+def queue_state(s: Session, job: Job, settings: Settings, places: Places | None = None) -> QueueState | None:
     """None once a worker has had the job, unless it waits again."""
-    if order is None:
-        place = place_of(s, job, alive_seconds=settings.lease_seconds)
-    else:
-        place = queue_position(s, job, alive_seconds=settings.lease_seconds, order=order)
+    place = place_of(s, job, alive_seconds=settings.lease_seconds) if places is None else places.of(job)
     if place is None:
         return None
     return QueueState(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -103,22 +103,22 @@ class _Turns:
         last = max(member.load + member.size for member in self.members)
         turns = range(first, last)
         turn = turns[bisect_right(turns, index, key=lambda turn: self._before(turn + 1))]
-        return sorted(age for _, age in self._at(turn))[index - self._before(turn)]
+        ages = sorted(member.nth(turn - member.load) for member in self._at(turn))
+        return ages[index - self._before(turn)]
 
-    def index_of(self, member: _Member, index: int) -> int:
-        """How many jobs of all members are taken before the member's one of that index."""
-        turn, age = member.load + index, member.nth(index)
-        return self._before(turn) + sum(other is not member and theirs < age for other, theirs in self._at(turn))
+    def index_of(self, member: _Member, index: int, age: Age) -> int:
+        """How many jobs of all members are taken before the member's one of that index and age."""
+        turn = member.load + index
+        others = [other for other in self._at(turn) if other is not member]
+        return self._before(turn) + sum(other.nth(turn - other.load) < age for other in others)
 
     def _before(self, turn: int) -> int:
         """Jobs taken on earlier turns."""
         return sum(min(max(0, turn - member.load), member.size) for member in self.members)
 
-    def _at(self, turn: int) -> Iterator[tuple[_Member, Age]]:
-        """Jobs taken on this turn, at most one of each member."""
-        for member in self.members:
-            if 0 <= turn - member.load < member.size:
-                yield member, member.nth(turn - member.load)
+    def _at(self, turn: int) -> list[_Member]:
+        """Members of which a job is taken on this turn."""
+        return [member for member in self.members if 0 <= turn - member.load < member.size]
 
 
 class ClaimOrder:
@@ -175,14 +175,15 @@ class ClaimOrder:
         if name not in self._lines:
             return None
         number, project, line = self._lines[name]
-        index = line.index_of((job.queued_at, job.id))
+        age = (job.queued_at, job.id)
+        index = line.index_of(age)
         if index >= line.size:
             return "key_cap" if line.is_cut else None
-        index = project.index_of(line, index)
+        index = project.index_of(line, index, age)
         if index >= project.size:
             return "project_cap"
         earlier = sum(turns.size for turns in self._classes[:number])
-        return earlier + self._classes[number].index_of(project, index)
+        return earlier + self._classes[number].index_of(project, index, age)
 
 
 def _within(waiting: int, load: int, cap: int | None) -> int:

@@ -1,7 +1,7 @@
 """The job store under one name: ``from service.jobs import store``. Where each part lives:
 
 submission   submit, submit_once              queries      get_job, list_jobs, list_attempts
-leases       claim, renew, wanted_stop,       waiting      queue_position, requeue_silent
+leases       claim, renew, wanted_stop,       waiting      Places, queue_position, requeue_silent
              release, crash, reap, ...        order        ClaimOrder
 completion   succeed, fail, cancelled,        events       add_event, record_metrics, list_events
              cancel                           checkpoints  record_checkpoint, forget_checkpoints, list_checkpoints
@@ -22,7 +22,7 @@ from service.jobs.pages import Page
 from service.jobs.queries import get_job, list_attempts, list_jobs
 from service.jobs.submission import NewJob, forget_old_keys, submit, submit_once
 from service.jobs.transitions import Claim
-from service.jobs.waiting import QueuePosition, queue_position, requeue_silent
+from service.jobs.waiting import Places, QueuePosition, queue_position, requeue_silent
 from service.jobs.workers import (
     forget_dead_workers,
     forget_worker,
@@ -36,6 +36,7 @@ __all__ = [
     "ClaimOrder",
     "NewJob",
     "Page",
+    "Places",
     "QueuePosition",
     "Renewal",
     "add_event",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from sqlalchemy import func, select, update
@@ -38,42 +39,61 @@ def wake(s: Session, queue: str) -> None:
     s.flush()
 
 
-def queue_position(
-    s: Session, job: Job, *, alive_seconds: float = 60.0, order: ClaimOrder | None = None
-) -> QueuePosition | None:
-    """The job's place in the order of claims; None once it was claimed or has ended.
+class Places:
+    """Places in one queue in one transaction; made once where many jobs are to be placed."""
 
-    alive_seconds: a worker that was not heard of for longer does not count (settings.lease_seconds).
-    order: that of the job's queue in this transaction, to place many jobs at the price of one.
-    """
-    if job.phase in HELD:
-        return QueuePosition(None, None, "paused" if job.phase == Phase.PAUSED else "not_started")
-    if job.phase not in WAITING:
-        return None
-    ahead = (order or ClaimOrder(s, job.queue)).ahead_of(job)
-    if ahead is None or isinstance(ahead, str):
-        return None if ahead is None else QueuePosition(None, None, ahead)
-    alive = s.scalars(select(func.count()).where(Worker.queue == job.queue, _is_alive(alive_seconds))).one()
-    if alive == 0:
-        return QueuePosition(ahead + 1, ahead, "no_worker_alive")
-    behind = ahead - _count_idle(s, job.queue, alive_seconds)
-    if behind < 0:
-        return QueuePosition(ahead + 1, ahead, None, now(s))
-    blocked = "waiting_for_gpu" if job.queue == Queue.GPU else "waiting_for_worker"
-    return QueuePosition(ahead + 1, ahead, blocked, _estimated_start(s, job.queue, behind))
+    def __init__(self, s: Session, queue: str, alive_seconds: float) -> None:
+        """alive_seconds: a worker not heard of for longer does not count (settings.lease_seconds)."""
+        self._session = s
+        self._queue = queue
+        self._alive_seconds = alive_seconds
+
+    def of(self, job: Job) -> QueuePosition | None:
+        """The job's place in the order of claims; None once it was claimed or has ended."""
+        if job.phase in HELD:
+            return QueuePosition(None, None, "paused" if job.phase == Phase.PAUSED else "not_started")
+        ahead = self._order.ahead_of(job) if job.phase in WAITING else None
+        if ahead is None or isinstance(ahead, str):
+            return None if ahead is None else QueuePosition(None, None, ahead)
+        if self._num_alive == 0:
+            return QueuePosition(ahead + 1, ahead, "no_worker_alive")
+        if ahead < self._num_idle:
+            return QueuePosition(ahead + 1, ahead, None, now(self._session))
+        blocked = "waiting_for_gpu" if self._queue == Queue.GPU else "waiting_for_worker"
+        return QueuePosition(ahead + 1, ahead, blocked, self._estimated_start(ahead - self._num_idle))
+
+    @cached_property
+    def _order(self) -> ClaimOrder:
+        return ClaimOrder(self._session, self._queue)
+
+    @cached_property
+    def _num_alive(self) -> int:
+        alive = select(func.count()).where(Worker.queue == self._queue, _is_alive(self._alive_seconds))
+        return self._session.scalars(alive).one()
+
+    @cached_property
+    def _num_idle(self) -> int:
+        return _count_idle(self._session, self._queue, self._alive_seconds)
+
+    @cached_property
+    def _remaining_seconds(self) -> list[float | None]:
+        running = select(Job.progress).where(Job.queue == self._queue, Job.lease_until.is_not(None))
+        return [(progress or {}).get("seconds_remaining") for progress in self._session.scalars(running)]
+
+    def _estimated_start(self, behind: int) -> float | None:
+        """When the worker is free that takes the job behind so many others; None unless every running job tells.
+
+        Only for the jobs that follow the running ones: how long those between will take is not known before they run.
+        """
+        told = sorted(seconds for seconds in self._remaining_seconds if seconds is not None)
+        if len(told) < len(self._remaining_seconds) or behind >= len(told):
+            return None
+        return now(self._session) + told[behind]
 
 
-def _estimated_start(s: Session, queue: str, behind: int) -> float | None:
-    """When the worker is free that takes the job behind so many others; None unless every running job tells its end.
-
-    Only for the jobs that follow the running ones: how long those between will take is not known before they run.
-    """
-    running = s.scalars(select(Job.progress).where(Job.queue == queue, Job.lease_until.is_not(None))).all()
-    told = [(progress or {}).get("seconds_remaining") for progress in running]
-    remaining = sorted(seconds for seconds in told if seconds is not None)
-    if len(remaining) < len(told) or behind >= len(remaining):
-        return None
-    return now(s) + remaining[behind]
+def queue_position(s: Session, job: Job, *, alive_seconds: float = 60.0) -> QueuePosition | None:
+    """The place of one job; see ``Places``."""
+    return Places(s, job.queue, alive_seconds).of(job)
 
 
 def _is_alive(seconds: float):

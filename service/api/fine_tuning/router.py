@@ -75,8 +75,8 @@ def list_jobs(
             metadata=metadata,
             without_metadata=without_metadata,
         )
-        order = store.ClaimOrder(s, Queue.GPU)
-        return ListPage.of([show_job(s, job, settings, order) for job in page.rows], page.has_more)
+        places = store.Places(s, Queue.GPU, settings.lease_seconds)
+        return ListPage.of([show_job(s, job, settings, places) for job in page.rows], page.has_more)
 
 
 def metadata_filter(request: Request) -> tuple[dict[str, str], bool]:

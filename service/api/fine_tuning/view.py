@@ -26,7 +26,7 @@ from service.api.jobs import (
     without_attempt_paths,
 )
 from service.jobs.phases import Phase, openai_status
-from service.jobs.store import ClaimOrder
+from service.jobs.store import Places
 from service.jobs.tables import Attempt, Checkpoint, Job, JobEvent
 from service.settings import Settings
 from vlm_dft.config import Hyperparameters, TrainConfig
@@ -41,8 +41,8 @@ _OPENAI_CHECKPOINT_METRICS = {
 }
 
 
-def show_job(s: Session, job: Job, settings: Settings, order: ClaimOrder | None = None) -> FineTuningJob:
-    """The job as clients see it. order: that of the GPU queue in this transaction, where many jobs are shown."""
+def show_job(s: Session, job: Job, settings: Settings, places: Places | None = None) -> FineTuningJob:
+    """The job as clients see it. places: those of the GPU queue in this transaction, where many jobs are shown."""
     train = _resolved(job.config["train"])
     result = job.result or {}
     assert job.model is not None, f"{job.id}: submit wrote it"
@@ -74,7 +74,7 @@ def show_job(s: Session, job: Job, settings: Settings, order: ClaimOrder | None 
         deadline_at=whole(job.deadline_at),
         cloned_from=job.request.get("cloned_from"),
         objective=train["objective"]["name"],
-        queue=queue_state(s, job, settings, order),
+        queue=queue_state(s, job, settings, places),
         progress=progress_state(job),
         resolved_config=without_attempt_paths(job.config),
         data_fingerprint=job.request.get("data_fingerprint"),
