@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import benchmarks, compare, doctor, evaluate, local, serve, show, submit, table, tenancy, watch
+from cli import benchmarks, compare, doctor, evaluate, local, serve, show, submit, table, upkeep, tenancy, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +35,9 @@ app.command()(show.histograms)
 app.command()(show.cancel)
 app.add_typer(show.models_app, name="models")
 app.command()(doctor.doctor)
+app.command()(upkeep.gc)
+app.command()(upkeep.backup)
+app.command()(upkeep.restore)
 
 if __name__ == "__main__":
     app()

@@ -20,6 +20,7 @@ from celery import Celery
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from service.jobs import queue, store
+from service.jobs.collection import collect
 from service.jobs.database import Database, open_database
 from service.jobs.files import expire_files
 from service.jobs.uploads import expire_uploads
@@ -129,6 +130,7 @@ def main() -> None:
     janitor = Janitor(database, settings)
     chores = [
         Chore("webhooks", lambda: deliver_due(database, settings), settings.janitor_seconds),
+        Chore("garbage", lambda: collect(database, settings), settings.gc_seconds),
     ]
     told = _stop_signal()
     log.info("janitor started", every_seconds=settings.janitor_seconds)

@@ -1,0 +1,63 @@
+"""One round of retention and garbage collection: records first, then what no record names, then the trash.
+
+Safe to run twice at once, and to be killed anywhere: the next round goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from service.jobs import garbage
+from service.jobs.database import Database
+from service.jobs.garbage import Garbage
+from service.jobs.references import read_references
+from service.jobs.retention import give_up_checkpoints, give_up_files
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one round did."""
+
+    files: list[str]
+    """Ids of files that were given up."""
+    checkpoints: list[str]
+    """Names of checkpoints that were given up."""
+    garbage: list[Garbage]
+    """What went into the trash."""
+    restored: list[Path]
+    """What came back from it, for it had become named again."""
+
+
+def preview(database: Database, settings: Settings) -> list[Garbage]:
+    """What a round would remove from disk now, were no record given up. Changes nothing."""
+    with database.read() as s:
+        references = read_references(s)
+    return garbage.find(references, settings)
+
+
+def collect(
+    database: Database, settings: Settings, *, trash_seconds: float = garbage.TRASH_SECONDS, say: bool = True
+) -> Collected:
+    """One round. trash_seconds: how long what was removed can still come back."""
+    with database.write() as s:
+        files = give_up_files(s, settings)
+        checkpoints = give_up_checkpoints(s, settings)
+    with database.read() as s:
+        references = read_references(s)
+    found = garbage.find(references, settings)
+    for one in found:
+        garbage.discard(one, settings)
+        if say:
+            log.info("garbage", path=str(one.path), bytes=one.bytes, reason=one.reason)
+    with database.read() as s:  # again: a job may have been submitted that names what was just found
+        references = read_references(s)
+    restored = garbage.empty_trash(references, settings, older_than_seconds=trash_seconds)
+    if say and (files or checkpoints or restored):
+        log.info("given up", files=files, checkpoints=checkpoints, restored=[str(path) for path in restored])
+    return Collected(files, checkpoints, found, restored)
