@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     cache_gib: float = Field(default=100.0, gt=0)
     """Disk budget of each directory of <data>/cache; what no job uses makes room, the longest unused first."""
 
+    scores_gib: float = Field(default=20.0, gt=0)
+    """Disk budget of <data>/scores; what was not used for longest makes room after each evaluation."""
+
     lease_seconds: float = Field(default=60.0, gt=0)
     """A job whose worker did not renew for this long is given to another one; ranks kill themselves at 0.6 of it."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)

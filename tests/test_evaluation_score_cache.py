@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,34 @@ def test_two_arms_share_one_base_run(benchmark: Path, base: Path, tmp_path: Path
     assert (second_run.path / second.predictions).is_file()
     _, (alone,) = run_of(tmp_path / "alone", benchmark, base, None, cache)
     assert (len(generated), alone.from_cache, alone.model_role) == (12, True, "tuned")
+
+
+def test_what_was_not_used_for_longest_makes_room_and_no_run_loses_anything(
+    benchmark: Path, base: Path, tmp_path: Path, generated: list[str]
+) -> None:
+    cache = tmp_path / "scores"
+    runs = [run_of(tmp_path / f"run-{n}", benchmark, base, None, cache, max_new_tokens=n)[0] for n in (2, 3)]
+    old, new = sorted(cache.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    (cache / "judge" / "ab").mkdir(parents=True)
+    verdict = cache / "judge" / "ab" / "verdict.json"
+    verdict.write_bytes(b"x" * 1000)
+    for path, seconds in ((verdict, 1), (old, 2), (new, 3)):
+        os.utime(path, (seconds, seconds))
+    room = (old.stat().st_size + new.stat().st_size) / 2**30
+    assert ScoreCache(cache).make_room(room) == [verdict]
+    runs.append(run_of(tmp_path / "again", benchmark, base, None, cache, max_new_tokens=2)[0])  # uses the old one
+    assert ScoreCache(cache).make_room(room / 2**20) == [new, old]
+    assert ScoreCache(cache).make_room(room / 2**20) == [], "the pictures are linked by runs, and take no room"
+    for run in runs:
+        assert len(read_predictions(run.evaluation_path("tuned", "colours"))) == 4
+        assert len(list((run.items_path("colours") / "pictures").iterdir())) == 4
+    for run in runs:
+        shutil.rmtree(run.path)
+    assert len(ScoreCache(cache).make_room(room / 2**20)) == 4, "nobody has them any more"
+    answered = len(generated)
+    _, (score,) = run_of(tmp_path / "later", benchmark, base, None, cache, max_new_tokens=2, score_cache_gib=1e-9)
+    assert (score.from_cache, len(generated) - answered) == (False, 4)
+    assert list(cache.glob("*.jsonl")) == [], "an evaluation makes room when it ends"
 
 
 def test_nothing_else_is_taken_for_it(benchmark: Path, base: Path, tmp_path: Path, generated: list[str]) -> None:

@@ -286,6 +286,8 @@ class EvalConfig(GenerationSettings):
     """None: rules alone."""
     score_cache: Path | None = None
     """Directory that runs share: a model answers a benchmark once under the same settings."""
+    score_cache_gib: float = Field(default=20.0, gt=0.0)
+    """Its largest size after an evaluation: what was not used for longest makes room."""
     training_dataset: Path | None = None
     """Canonical dataset that the model was trained on: overlaps with the benchmarks are reported."""
     pixels: PixelConfig = PixelConfig()

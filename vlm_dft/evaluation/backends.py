@@ -15,6 +15,7 @@ from vlm_dft.evaluation.answering import Role
 from vlm_dft.evaluation.contamination import report_overlaps
 from vlm_dft.evaluation.item_files import keep_items, pictures_dir
 from vlm_dft.evaluation.judge import Judge
+from vlm_dft.evaluation.score_cache import ScoreCache
 from vlm_dft.evaluation.vlmevalkit.installation import Installation, Unavailable, find_installation
 from vlm_dft.evaluation.vlmevalkit.tables import refusal, without_picture
 from vlm_dft.evaluation.vlmevalkit.work import Asked, read_benchmark
@@ -50,6 +51,8 @@ def evaluate(
             keep_items(run, entry.config.name, entry.chosen, pictures_dir(config))
         scores = _vlmevalkit(config, run, installation, asked, tuned, base, base_revision)
         found |= {(score.model_role, score.benchmark): score for score in scores}
+    if config.score_cache is not None:
+        ScoreCache(config.score_cache).make_room(config.score_cache_gib)
     roles: list[Role] = ["tuned", *(["base"] if base is not None else [])]
     return tuple(found[role, entry.name] for role in roles for entry in config.benchmarks)
 

@@ -2,8 +2,10 @@
 
 One file per identity (model, benchmark, settings, scorer, judge), written by rename: a line with identity and score,
 then one line per prediction. An entry counts only when its identity is equal, and when nothing of it is missing. Two
-runs that miss at the same time both compute, and the later one stays. Nothing here is ever deleted: it is safe to
-delete any of it by hand.
+runs that miss at the same time both compute, and the later one stays.
+
+What was not used for longest makes room (``make_room``), verdicts of judges and pictures beside the scores included. No
+score needs any of it once it is written: its run has copies of the predictions, and links to the pictures.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -59,6 +64,7 @@ class ScoreCache:
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             log.warning("%s is damaged (%s): scoring anew", path, error)
             return None
+        os.utime(path)  # used: the last to make room
         if header["identity"] != identity or len(predictions) != header["num_predictions"]:
             log.warning("%s is of another identity or incomplete: scoring anew", path)
             return None
@@ -71,3 +77,22 @@ class ScoreCache:
         with disk_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path(identity), ("\n".join(lines) + "\n").encode())
+
+    def make_room(self, max_gib: float) -> list[Path]:
+        """Delete what was not used for longest until the rest fits; the deleted. What a run links stays."""
+        found: list[tuple[float, int, Path]] = []
+        for path in self.directory.rglob("*"):
+            with suppress(FileNotFoundError):  # another run was first
+                stat = path.lstat()
+                if S_ISREG(stat.st_mode) and stat.st_nlink == 1 and not path.name.startswith("."):
+                    found.append((stat.st_mtime, stat.st_size, path))
+        held, deleted = sum(size for _, size, _ in found), []
+        for _, size, path in sorted(found):
+            if held <= max_gib * 2**30:
+                break
+            path.unlink(missing_ok=True)
+            held -= size
+            deleted.append(path)
+        if deleted:
+            log.info("%s: %d of %d entries made room", self.directory, len(deleted), len(found))
+        return deleted

@@ -39,6 +39,7 @@ def resolve_evaluation(
         pixels=pixels,
         judge=resolve_judge(body.judge, settings, "judge"),
         score_cache=settings.scores_dir,
+        score_cache_gib=settings.scores_gib,
         training_dataset=trained["dataset"] if trained else None,
         **generation_settings(body),
     )

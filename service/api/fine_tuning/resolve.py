@@ -169,6 +169,7 @@ def _eval_config(plan: EvaluationPlan, train: TrainConfig, model: ResolvedModel,
         pixels=plan.pixels or train.pixels,
         judge=resolve_judge(plan.judge, settings, "evaluation.judge"),
         score_cache=settings.scores_dir,
+        score_cache_gib=settings.scores_gib,
         **generation_settings(plan),
     )
     check_backend(config, "evaluation.backend")
