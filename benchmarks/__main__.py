@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-NAMES = ("head", "head-memory", "step", "packing", "invariance", "input", "resume", "generate")
+NAMES = ("api", "head", "head-memory", "step", "packing", "invariance", "input", "resume", "generate")
 RESULTS = Path(__file__).parent / "results"
 _VERSIONS = ("torch", "transformers", "trl", "numpy")
 
