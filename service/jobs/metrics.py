@@ -129,7 +129,8 @@ def _outboxes(s: Session, time: float) -> Iterator[Metric]:
         ),
     }
     for name, (what, statement) in boxes.items():
-        number, oldest = s.execute(statement).one()
+        row: Any = s.execute(statement).one()
+        number, oldest = row
         yield GaugeMetricFamily(f"{name}_pending", f"{what}.", value=number)
         age = max(0.0, time - oldest) if oldest is not None else 0.0
         yield GaugeMetricFamily(f"{name}_overdue_seconds", f"{what}: how late the first one is.", value=age)

@@ -45,14 +45,13 @@ class References:
 def read_references(s: Session) -> References:
     """The references that hold now."""
     named: set[Path] = set()
-    for column, condition in (
-        (Model.path, Model.deleted_at.is_(None)),
-        (Checkpoint.path, True),
-        (File.path, File.deleted_at.is_(None)),
-        (File.dataset_path, File.deleted_at.is_(None)),
+    for statement in (
+        select(Model.path).where(Model.deleted_at.is_(None)),
+        select(Checkpoint.path),
+        select(File.path).where(File.deleted_at.is_(None)),
+        select(File.dataset_path).where(File.deleted_at.is_(None)),
     ):
-        statement = select(column).where(column.is_not(None))
-        named |= {Path(path) for path in s.scalars(statement if condition is True else statement.where(condition))}
+        named |= {Path(path) for path in s.scalars(statement) if path is not None}
     unended: set[Path] = set()
     for run_path, config in s.execute(select(Job.run_path, Job.config).where(Job.phase.not_in(sorted(TERMINAL)))):
         unended.add(Path(run_path))

@@ -138,7 +138,7 @@ def send(url: str, event_id: str, body: str, secrets: list[str], settings: Setti
         with (
             httpcore.ConnectionPool(network_backend=backend, ssl_context=ssl.create_default_context()) as pool,
             pool.stream(
-                "POST", url, headers=headers, content=body.encode(), extensions={"timeout": timeout}
+                "POST", url, headers=list(headers.items()), content=body.encode(), extensions={"timeout": timeout}
             ) as response,
         ):
             status = response.status

@@ -40,7 +40,7 @@ def prometheus_metrics(request: Request, database: DatabaseNow, settings: Settin
     metrics.append(GaugeMetricFamily("vlm_dft_scrape_seconds", words, value=time.perf_counter() - began))
     registry = CollectorRegistry()
     registry.register(_Collected(metrics))
-    encode, content_type = choose_encoder(request.headers.get("accept"))
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"content-type": content_type})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -120,7 +120,7 @@ def show_with_secret(endpoint: WebhookEndpoint, secret: bytes) -> WebhookEndpoin
     return WebhookEndpointWithSecret(**_fields(endpoint, signing), signing_secret=signing)
 
 
-def _fields(endpoint: WebhookEndpoint, signing: str) -> dict[str, object]:
+def _fields(endpoint: WebhookEndpoint, signing: str) -> dict[str, Any]:
     return {
         "id": endpoint.id,
         "created_at": int(endpoint.created_at),
