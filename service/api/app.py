@@ -35,6 +35,7 @@ from service.api.fine_tuning import router as fine_tuning
 from service.api.logs import configure_logs
 from service.api.models import router as models
 from service.api.operations import router as operations
+from service.api.reports import router as reports
 from service.api.tenancy import router as tenancy
 from service.api.uploads import router as uploads
 from service.api.webhooks import router as webhooks
@@ -88,7 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_rendering(app)
     for resource in (files, uploads, fine_tuning, outputs, comparisons, evaluations, models, webhooks, tenancy):
         app.include_router(resource.router, dependencies=[_bearer])
-    for resource in (preflights, preview):
+    for resource in (preflights, preview, reports):
         app.include_router(resource.router, dependencies=[_bearer])
     app.include_router(operations.router)
     install_dashboard(app)

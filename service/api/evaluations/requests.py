@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from service.api.schemas import Metadata, Name, RequestModel, Text
 from vlm_dft.config import GenerationSettings, PixelConfig
@@ -62,6 +62,30 @@ class ProbePlan(RequestModel):
     max_new_tokens: int = Field(default=512, ge=1, le=65536)
 
 
+class GateRule(RequestModel):
+    """Thresholds of one benchmark that a model must keep to pass; in the score's own units, 0..1."""
+
+    benchmark: Name
+    """One of the plan's."""
+    min_value: float | None = Field(default=None, ge=0, le=1)
+    """Smallest score."""
+    min_gain: float | None = Field(default=None, ge=-1, le=1)
+    """Smallest difference to the base model's score."""
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    """Largest loss against the base model, in item accuracy, that the paired 95 % interval may still hold."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.min_value is None and self.min_gain is None and self.max_drop is None:
+            raise ValueError("give min_value, min_gain or max_drop")
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether the base model's score is needed."""
+        return self.min_gain is not None or self.max_drop is not None
+
+
 class EvaluationPlan(EvaluationSettings):
     """``evaluation`` of a fine-tuning job."""
 
@@ -69,6 +93,23 @@ class EvaluationPlan(EvaluationSettings):
     """Score the model before the training as well, on the same items with the same settings."""
     probe: ProbePlan | None = None
     """Measure accuracy during the training as well, and end it when it no longer grows."""
+    regression: list[Name] = Field(default_factory=list, max_length=100)
+    """Those of the benchmarks that ask for what the model could do before: the report says what it has lost."""
+    gate: list[GateRule] = Field(default_factory=list, max_length=100)
+    """Thresholds that the report checks: whether the model may be deployed."""
+
+    @model_validator(mode="after")
+    def _of_the_benchmarks(self) -> Self:
+        names = [choice.name for choice in self.benchmarks]
+        lower = {name.lower() for name in names}
+        for place, name in [("regression", name) for name in self.regression] + [
+            ("gate", rule.benchmark) for rule in self.gate
+        ]:
+            if name.lower() not in lower:
+                raise ValueError(f"{place}: {name!r} is not among the benchmarks: {', '.join(names)}")
+        if not self.include_base and (self.regression or any(rule.compares for rule in self.gate)):
+            raise ValueError("include_base must be true: regression, min_gain and max_drop compare with the base model")
+        return self
 
 
 class CreateEvaluation(EvaluationSettings):

@@ -1,0 +1,1 @@
+"""Report cards: what a finished job is worth, and whether it passes its owner's thresholds."""
