@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import benchmarks, compare, doctor, evaluate, local, serve, show, submit, table, upkeep, tenancy, watch
+from cli import benchmarks, compare, doctor, evaluate, local, report, serve, show, submit, table, upkeep, tenancy, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +27,7 @@ app.command()(submit.submit)
 app.command()(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(benchmarks.benchmarks_app, name="benchmarks")
+app.command()(report.report)
 app.command()(table.table)
 app.command()(watch.watch)
 app.command()(show.jobs)

@@ -1,0 +1,61 @@
+"""`vlm-dft report`: a job's report card in the terminal or as a page, and its gate as an exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import openai
+import typer
+
+from cli.client import EXIT_FAILED, connect, err, get, out, readable_errors
+from cli.comparison_table import pair_line
+
+
+def report(
+    job_id: Annotated[str, typer.Argument(help="ftjob-...")],
+    html: Annotated[Path | None, typer.Option(help="Write the page there.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+) -> None:
+    """Show what a fine-tuned model is worth; exit code 1 if the job has a gate and the model does not pass it."""
+    with readable_errors():
+        client = connect()
+        card = get(client, f"/fine_tuning/jobs/{job_id}/report")
+        if html is not None:
+            _write_page(client, job_id, html)
+    if as_json:
+        out.print_json(json.dumps(card))
+    else:
+        _print(card)
+    if card["gate"] and not card["gate"]["passed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _write_page(client: openai.OpenAI, job_id: str, path: Path) -> None:
+    page = client.get(f"/fine_tuning/jobs/{job_id}/report.html", cast_to=str)
+    path.write_text(page, encoding="utf-8")
+    err.print(f"written: {path}", highlight=False)
+
+
+def _print(card: dict[str, Any]) -> None:
+    out.print(
+        f"{card['fine_tuned_model'] or card['job_id']}: {card['objective']} from {card['model']}", highlight=False
+    )
+    for each in card["benchmarks"]:
+        sides = ", ".join(
+            f"{label} {100 * each[label]['value']:.1f} ± {100 * each[label]['standard_error']:.1f}"
+            for label in ("base", "tuned")
+            if each[label]
+        )
+        name = f"{each['benchmark']}{' (regression set)' if each['is_regression'] else ''}"
+        out.print(f"{name}: {sides}", highlight=False)
+        if each["pair"]:
+            out.print(f"  {pair_line(each['pair'])}", highlight=False)
+    if training := card["training"]:
+        numbers = ", ".join(f"{name} {value:g}" for name, value in training.items() if isinstance(value, int | float))
+        out.print(f"training: {numbers}", highlight=False)
+    if gate := card["gate"]:
+        for check in gate["checks"]:
+            out.print(f"{'kept' if check['passed'] else '[red]broken[/]'}: {check['reason']}", highlight=False)
+        out.print("[green]the gate is passed[/]" if gate["passed"] else "[red]the gate is not passed[/]")
