@@ -5,6 +5,7 @@ import { number } from "./format.js";
 
 const HEIGHT = 190;
 const EDGE = { left: 48, right: 10, top: 8, bottom: 24 };
+const FEW = 12;  // points of a curve that are marked one by one
 const INKS = ["one", "two", "three", "four", "five"];
 
 /**
@@ -115,8 +116,8 @@ function axes({ scale, format }) {
 
 function line(one, scale) {
   const path = one.points.map((each, index) => `${index ? "L" : "M"}${scale.x(each.step).toFixed(1)} ${scale.y(each[one.key]).toFixed(1)}`);
-  if (one.points.length === 1) path.push("h0.01");
-  return svg(`path.line.${one.ink}`, { d: path.join(""), "stroke-linecap": "round" });
+  const dots = one.points.length > FEW ? [] : one.points.map((each) => svg(`circle.dot.${one.ink}`, { cx: scale.x(each.step), cy: scale.y(each[one.key]), r: 3 }));
+  return svg("g", null, svg(`path.line.${one.ink}`, { d: path.join("") }), dots);
 }
 
 function band(one, scale) {

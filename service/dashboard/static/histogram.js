@@ -14,7 +14,7 @@ export function histogram(title) {
   const picture = svg("svg", { role: "img", viewBox: `0 0 ${WIDTH} ${HEIGHT}` });
   const readout = h("p.readout", { "aria-live": "polite" });
   const label = h("label", { for: "histogram-step" }, "Step");
-  const element = h("figure.chart", { hidden: true }, h("figcaption", null, title),
+  const element = h("figure.chart.histogram", null, h("figcaption.unseen", null, title),
     h("div.filter", null, h("label", { for: "histogram-which" }, "Tokens"), which), picture, label, slider, readout);
   let rows = [];
   const draw = () => {
@@ -33,7 +33,6 @@ export function histogram(title) {
   const update = (fresh) => {
     const atEnd = slider.value === slider.max;
     rows = fresh;
-    element.hidden = !rows.length;
     const names = [...new Set(rows.map((row) => `${row.split} ${row.part}`))];
     const before = which.value;
     show(which, ...names.map((name) => h("option", { value: name }, named(name))));
@@ -88,5 +87,5 @@ export function drawParts(part) {
   const row = { counts: part.counts, bin_edges: edges, num_tokens: part.num_tokens };
   drawBins(picture, row, row);
   picture.setAttribute("aria-label", told(row));
-  return h("figure.chart.narrowed", null, h("figcaption", null, "Probability of the target tokens, before any training"), picture, h("p.readout", null, told(row)));
+  return h("figure.chart.histogram", null, h("figcaption", null, "Probability of the target tokens, before any training"), picture, h("p.readout", null, told(row)));
 }

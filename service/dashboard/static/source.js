@@ -27,7 +27,7 @@ class Source {
     const member = find(this.members, name);
     if (!member) throw new ApiError(0, { message: `${name} is not in the file.` });
     const text = await lineOf(await member(), name, line);
-    const paths = [...text.matchAll(/"([^"\\]+)"/g)].map(([, value]) => value).filter((value) => PICTURE.test(value));
+    const paths = [...text.matchAll(/"((?:[^"\\]|\\.)*)"/g)].map(([, value]) => value).filter((value) => PICTURE.test(value));
     const pictures = [...new Set(paths)].map(async (path) => ({ path, bytes: await find(this.members, path)?.() }));
     return { text, pictures: await Promise.all(pictures) };
   }

@@ -14,15 +14,23 @@ const CHARTS = [
   ["Token accuracy", [["training", "token_accuracy"], ["held-out", "valid_token_accuracy"], ["benchmark probe", "probe_value"]], { format: percent }],
   ["Throughput", [["tokens per second", "tokens_per_second"]]],
   ["Gradient norm", [["gradient norm", "grad_norm"]]],
-  ["Learning rate", [["learning rate", "learning_rate"]]],
 ];
-const KEYS = [...new Set(CHARTS.flatMap(([, series]) => series.map(([, key]) => key)))];
+const MORE = [
+  ["Learning rate", [["learning rate", "learning_rate"]]],
+  ["Peak memory in GiB", [["peak memory", "peak_memory_gib"]]],
+  ["Time spent waiting for data", [["share of a step", "data_wait_share"]], { format: percent }],
+];
+const KEYS = [...new Set([...CHARTS, ...MORE].flatMap(([, series]) => series.map(([, key]) => key)))];
 
 export function jobCharts(path, page) {
-  const charts = CHARTS.map(([title, series, options]) => curves(title, series.map(([name, key]) => ({ name, key })), options));
-  const bins = histogram("Probability of the target tokens, on a fixed set of rows");
-  const element = section("Curves", null, h("div.columns", null, bins.element, charts.map((chart) => chart.element)));
-  element.querySelector(".columns").append(bins.element);
+  const drawn = (all) => all.map(([title, series, options]) => curves(title, series.map(([name, key]) => ({ name, key })), options));
+  const [main, more] = [drawn(CHARTS), drawn(MORE)];
+  const charts = [...main, ...more];
+  const bins = histogram("Probability of the target tokens");
+  const binsPart = section("Probability of the target tokens, on a fixed set of rows", { hidden: true }, bins.element);
+  const columns = (some) => h("div.columns", null, some.map((chart) => chart.element));
+  const element = h("div.page", null,
+    section("Curves", null, columns(main), h("details", null, h("summary", null, "More curves"), columns(more))), binsPart);
   let points = [];
   let histograms = 0;
 
@@ -35,6 +43,7 @@ export function jobCharts(path, page) {
     points = whole ? fresh : [...points, ...fresh];
     if (whole || fresh.length) for (const chart of charts) chart.update(points);
     const some = (await optional(`${path}/histograms`, {}, page.signal))?.data ?? [];
+    binsPart.hidden = !some.length;
     if (some.length !== histograms) bins.update(some);
     histograms = some.length;
   };
