@@ -7,30 +7,11 @@ validated with another tokenizer; where validation counted with the same one, it
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from vlm_dft.counting_report import CountingConfig, CountingReport
 from vlm_dft.data.canonical import CanonicalDataset
 from vlm_dft.data.problems import RowError
-from vlm_dft.frozen import Frozen
 from vlm_dft.tokenizing import answer_on_stdout, open_template
-
-
-class CountingConfig(Frozen):
-    """What to count, with which tokenizer."""
-
-    model: str
-    revision: str | None = None
-    dataset: Path
-
-
-class CountingReport(Frozen):
-    """Per row, in the dataset's order; null for a row that the model's chat template refuses."""
-
-    text_tokens: tuple[int | None, ...]
-    supervised_tokens: tuple[int | None, ...]
-    refused: tuple[str, ...]
-    """Rows and reasons, the first ones."""
-
 
 _NAMED = 20
 

@@ -30,7 +30,7 @@ from service.api.errors import ErrorBody, install_error_rendering
 from service.api.evaluations import router as evaluations
 from service.api.files import router as files
 from service.api.files.storage import prepare_directory
-from service.api.fine_tuning import outputs, preflights, preview
+from service.api.fine_tuning import estimates, outputs, preflights, preview
 from service.api.fine_tuning import router as fine_tuning
 from service.api.logs import configure_logs
 from service.api.models import router as models
@@ -89,7 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_rendering(app)
     for resource in (files, uploads, fine_tuning, outputs, comparisons, evaluations, models, webhooks, tenancy):
         app.include_router(resource.router, dependencies=[_bearer])
-    for resource in (preflights, preview, reports):
+    for resource in (preflights, estimates, preview, reports):
         app.include_router(resource.router, dependencies=[_bearer])
     app.include_router(operations.router)
     install_dashboard(app)
