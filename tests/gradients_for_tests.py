@@ -141,23 +141,6 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return (difference.norm() / torch.cat([g.flatten().double() for g in expected.values()]).norm()).item()
 
 
-def save_gradients_of_two_ranks(out: str, *problems: str) -> None:
-    """What each of two processes runs."""
-    ranks = Ranks()
-    assert ranks.count == 2
-    gradients = {
-        f"{model} {objective} {packing}": gradient_of(
-            config_of(Path(model), Path(dataset), objective, packing=packing), ranks=ranks
-        )
-        for model, dataset in zip(problems[::2], problems[1::2], strict=True)
-        for objective in ("nll", "dft")
-        for packing in (False, True)
-    }
-    if ranks.is_first:
-        torch.save(gradients, out)
-    ranks.leave()
-
-
 def save_sharded_gradients(out: str, *configs: str) -> None:
     """What each of two processes runs, its layers cut over both."""
     ranks = Ranks()

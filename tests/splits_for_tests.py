@@ -13,6 +13,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 from torch import Tensor
 
+from vlm_dft import objectives
 from vlm_dft.batches import Corpus, MicroBatch, Plan, Steps, open_corpus
 from vlm_dft.config import ObjectiveConfig, TrainConfig
 from vlm_dft.data.encoding import Encoder
@@ -138,6 +139,36 @@ def shares_of(
             steps.ref_logp = problem.ref_logp or _reference_logp(problem, steps)
         shares.append(next(steps.read()))
     return shares
+
+
+def numbers_of(
+    problem: Problem, objective: str, ranks: Ranks, *, micro_batch_size: int, pack_length: int | None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The step's gradients, and its statistics as of held-out rows, over real processes."""
+    optimization = Optimization(problem.loaded, problem.config(objective, packing=pack_length is not None), ranks, 1)
+    layout = {"micro_batch_size": micro_batch_size, "pack_length": pack_length, "num_ranks": ranks.count}
+    share = shares_of(problem, optimization, **layout)[ranks.rank]
+    model = base_of(problem.loaded.model)
+    model.zero_grad(set_to_none=True)
+    model.train()
+    optimization.gradients(share)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return gradients, optimization.counts(optimization.measure(share)).sums
+
+
+def save_numbers_of_two_ranks(out: str, *problems: str) -> None:
+    """What each of two processes runs: every objective, every second one in packs."""
+    ranks = Ranks()
+    assert ranks.count == 2
+    found = {}
+    for model, dataset in zip(problems[::2], problems[1::2], strict=True):
+        problem = problem_of(Path(model), Path(dataset))
+        for number, name in enumerate(objectives.names()):
+            layout = {"micro_batch_size": 1, "pack_length": 200} if number % 2 else {"micro_batch_size": 2}
+            found[model, name] = numbers_of(problem, name, ranks, **({"pack_length": None} | layout))
+    if ranks.is_first:
+        torch.save(found, out)
+    ranks.leave()
 
 
 def _reference_logp(problem: Problem, steps: Steps) -> dict[str, Tensor]:

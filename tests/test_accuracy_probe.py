@@ -98,6 +98,7 @@ def test_a_probe_that_does_not_grow_ends_the_training_for_good(
     config, run = run_for(tmp_path / "run", tiny_qwen2, sums, max_steps=9, accuracy_probe=probe, learning_rate=1e-9)
     result = trainer.train(config, run)
     assert (result.steps, result.stopped_early) == (2, True)
+    assert {histogram.step for histogram in run.read_histograms()} == {0, 2}
     (kept,) = run.complete_checkpoints()
     assert kept.step == 2
     again = RunDir(tmp_path / "again")

@@ -179,6 +179,24 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_the_fields_that_dif
         trainer.train(config, run)
 
 
+def test_settings_that_are_younger_than_the_checkpoint_have_their_defaults(finished: RunDir, tmp_path: Path):
+    older = tmp_path / "step-000002"
+    shutil.copytree(finished.checkpoint_path(2), older)
+    state, marker = older / "training" / "state.json", older / "complete.json"
+    document = json.loads(state.read_text())
+    for name in ("fsdp", "accuracy_probe", "head_tolerance"):
+        del document["config"][name]
+    state.write_text(json.dumps(document))
+    sizes = json.loads(marker.read_text())
+    sizes["files"]["training/state.json"] = state.stat().st_size
+    marker.write_text(json.dumps(sizes))
+    config, run = resumed(finished, tmp_path / "run", resume_from=older)
+    assert trainer.train(config, run).resumed_from_step == 2
+    config, run = resumed(finished, tmp_path / "changed", resume_from=older, head_tolerance=0.5)
+    with pytest.raises(CheckpointError, match=r"head_tolerance is 0\.5, the checkpoint has 1e-06"):
+        trainer.train(config, run)
+
+
 def test_a_checkpoint_of_other_data_is_refused(finished: RunDir, tmp_path: Path):
     other = sums_dataset(tmp_path / "other", 7)
     config, run = resumed(finished, tmp_path / "run", dataset=other)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from datasets_for_tests import shapes_dataset, sums_dataset
 from gradients_for_tests import relative
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from splits_for_tests import ROWS, Problem, problem_of, shares_of, split_gradient
+from processes_for_tests import exit_code, start_ranks
+from splits_for_tests import (
+    ROWS,
+    Problem,
+    numbers_of,
+    problem_of,
+    save_numbers_of_two_ranks,
+    shares_of,
+    split_gradient,
+)
 
 import vlm_dft.torchvision_shim  # noqa: F401
 
@@ -17,6 +27,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 import torch
 
 from vlm_dft import objectives
+from vlm_dft.ranks import Ranks
 from vlm_dft.telemetry import step_metrics
 
 FAMILIES = ("tiny_vlm", "tiny_qwen2", "tiny_llama")
@@ -100,3 +111,24 @@ def test_held_out_numbers_do_not_depend_on_the_split_either(objective: str, prob
     assert found[0][0] > 0
     for numbers in found[1:]:
         assert numbers == pytest.approx(found[0], rel=1e-5)
+
+
+def test_two_processes_give_the_gradients_and_held_out_numbers_of_one(tiny_vlm: Path, tiny_llama: Path, tmp_path: Path):
+    # 7 rows over 2 ranks: unequal numbers of micro-batches, pictures on one rank while the other has none.
+    shapes = shapes_dataset(tmp_path / "shapes", ROWS, masked=[1], text_every=2)
+    sums = sums_dataset(tmp_path / "sums", ROWS, masked=[2])
+    out, log = tmp_path / "numbers.pt", tmp_path / "log.txt"
+    paths = [str(tiny_vlm), str(shapes), str(tiny_llama), str(sums)]
+    processes = start_ranks(save_numbers_of_two_ranks, str(out), *paths, count=2, log=log)
+    alone = Ranks()
+    expected = {}
+    for model, dataset in ((tiny_vlm, shapes), (tiny_llama, sums)):
+        problem = problem_of(model, dataset)
+        for name in objectives.names():
+            expected[str(model), name] = numbers_of(problem, name, alone, micro_batch_size=3, pack_length=None)
+    assert [exit_code(process) for process in processes] == [0, 0], log.read_text()
+    found = torch.load(out, weights_only=True)
+    assert found.keys() == expected.keys()
+    for key, (gradients, numbers) in expected.items():
+        assert relative(found[key][0], gradients) < 1e-5
+        assert found[key][1] == pytest.approx(numbers, rel=1e-5)

@@ -231,6 +231,21 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
     assert [line["step"] for line in run.read_metrics()] == [1, 2]
 
 
+def test_held_out_numbers_that_are_not_finite_name_step_and_rows(
+    tiny_qwen2: Path, sums: Path, tmp_path: Path, monkeypatch
+):
+    real = optimization.objective_loss
+
+    def failing(hidden_ND, *arguments, **keywords):
+        return real(hidden_ND * (1.0 if torch.is_grad_enabled() else float("nan")), *arguments, **keywords)
+
+    monkeypatch.setattr(optimization, "objective_loss", failing)
+    held_out = sums_dataset(tmp_path / "held-out", 2)
+    config, run = run_for(tmp_path / "run", tiny_qwen2, sums, validation_dataset=held_out)
+    with pytest.raises(NanLossError, match=r"held-out loss is nan at step 0, rows test\.jsonl:\d, test\.jsonl:\d:"):
+        trainer.train(config, run)
+
+
 def test_a_full_device_says_what_would_fit(tiny_qwen2: Path, sums: Path, tmp_path: Path, monkeypatch):
     real = optimization.Optimization._loss
     calls = itertools.count()

@@ -80,6 +80,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=set(_MAY_DIFFER))
 
 
+_DEFAULTS: Final = identity(TrainConfig(model="", dataset=Path()))
+"""What a setting is that is younger than a checkpoint."""
+
+
 def config_sha256(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -148,6 +152,7 @@ def open_checkpoint(path: Path, config: TrainConfig, fingerprint: str) -> State:
     except ValidationError as error:
         raise CheckpointError(f"{path / STATE_NAME} cannot be read: {error.errors()[0]['msg']}") from None
     found, wanted = _flat(state.config), _flat(identity(config))
+    found = {name: value for name, value in _flat(_DEFAULTS).items() if name in wanted} | found
     differing = [
         f"{name} is {wanted.get(name)!r}, the checkpoint has {found.get(name)!r}"
         for name in sorted(found.keys() | wanted.keys())

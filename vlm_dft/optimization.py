@@ -107,7 +107,7 @@ class Optimization:
             counts = self.gradients(micro_batches, number)
             grad_norm = self._sharding.clip_gradients(self.parameters, self._config.max_grad_norm).item()
             if not math.isfinite(grad_norm):
-                self._raise_not_finite(f"gradient norm is {grad_norm}", number, micro_batches)
+                self.raise_not_finite(f"gradient norm is {grad_norm}", number + 1, _rows(micro_batches))
             learning_rate = float(self._scheduler.get_last_lr()[self._reported_group])
             self._optimizer.step()
         self._scheduler.step()
@@ -129,9 +129,9 @@ class Optimization:
             self._largest_tokens = max(self._largest_tokens, micro_batch.padded_tokens)
         self._sharding.sum_gradients(self.parameters)
         counts = self.counts(self._totals(micro_batches, parts))
-        if not math.isfinite(counts.sums["nll_sum"] + counts.sums["objective_sum"]):
+        if not counts.are_finite:
             bad = [m for m, part_S in zip(micro_batches, parts, strict=True) if not torch.isfinite(part_S).all()]
-            self._raise_not_finite(f"loss is {counts.nll}", number, bad)
+            self.raise_not_finite(f"loss is {counts.nll}", number + 1, _rows(bad))
         return counts
 
     @torch.no_grad()
@@ -178,12 +178,12 @@ class Optimization:
             **given,
         )
 
-    def _raise_not_finite(self, what: str, number: int, micro_batches: Sequence[MicroBatch]) -> None:
-        mine = [row_id for micro_batch in micro_batches for row_id in micro_batch.row_ids]
-        rows = [row_id for share in self._ranks.gather(mine) for row_id in share]
+    def raise_not_finite(self, what: str, step: int, row_ids: Sequence[str]) -> None:
+        """Raises NanLossError; to be called by all ranks, each with the rows of its own that are to blame."""
+        rows = [row_id for share in self._ranks.gather(list(row_ids)) for row_id in share]
         shown = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
         raise NanLossError(
-            f"the {what} at step {number + 1}, rows {shown}: lower learning_rate, or look at these rows; "
+            f"the {what} at step {step}, rows {shown}: lower learning_rate, or look at these rows; "
             "the last checkpoint was kept"
         )
 
@@ -228,6 +228,10 @@ class Optimization:
             remedies.append("adapter.quantization nf4")
         remedies.append("a smaller pixels.max_pixels or max_length_tokens")
         return remedies
+
+
+def _rows(micro_batches: Sequence[MicroBatch]) -> list[str]:
+    return [row_id for micro_batch in micro_batches for row_id in micro_batch.row_ids]
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:

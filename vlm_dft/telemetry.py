@@ -6,6 +6,7 @@ Divides sums by counts, once, here. Knows nothing about models; it is given the 
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import time
@@ -41,6 +42,11 @@ class StepCounts:
     @property
     def nll(self) -> float:
         return self.mean("nll_sum")
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether both losses are numbers."""
+        return math.isfinite(self.sums["nll_sum"] + self.sums["objective_sum"])
 
 
 def step_metrics(

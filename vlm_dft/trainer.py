@@ -134,11 +134,11 @@ class _Training:
             metrics = self._record(outcome, time.monotonic() - finished, waited)
             stopping = self.ranks.any(self.stop.requested)
             is_last = self.state.step == self.plan.total_steps
-            every = self.config.probe_every_steps
-            if is_last or (every is not None and self.state.step % every == 0):
-                self._probe()
             self._measure_accuracy()
             ends = self._has_stopped_growing
+            every = self.config.probe_every_steps
+            if is_last or ends or (every is not None and self.state.step % every == 0):
+                self._probe()
             if stopping or is_last or ends or self.state.step % self.config.checkpoint_every_steps == 0:
                 self._checkpoint(metrics)
                 self._stop_if_asked()
@@ -181,12 +181,18 @@ class _Training:
         """Held-out loss now; None when there is no validation set, or when we are asked to stop on the way."""
         if self.validation is None:
             return None
-        totals = self.optimization.measure([])
+        measured = [self.optimization.measure([])]
+        rows: list[tuple[str, ...]] = [()]
         for micro_batches in self.validation.read():
             if self.ranks.any(self.stop.requested):
                 return None
-            totals += self.optimization.measure(micro_batches)
-        metrics = validation_metrics(self.optimization.counts(totals), self.state.step)
+            measured.append(self.optimization.measure(micro_batches))
+            rows.append(tuple(row_id for micro_batch in micro_batches for row_id in micro_batch.row_ids))
+        counts = self.optimization.counts(torch.stack(measured).sum(dim=0))
+        if not counts.are_finite:
+            bad = [row for one, some in zip(measured, rows, strict=True) if not one.isfinite().all() for row in some]
+            self.optimization.raise_not_finite(f"held-out loss is {counts.nll}", self.state.step, bad)
+        metrics = validation_metrics(counts, self.state.step)
         self.state = self.state.model_copy(update={"valid_nll": metrics.valid_nll, "valid_step": metrics.step})
         self.reporter.metrics(metrics)
         return metrics
