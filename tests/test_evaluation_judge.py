@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vlm_dft.evaluation import comparable, custom, evaluate, judge, mathverse, m
 from vlm_dft.evaluation.generation import Generated, Generator
 from vlm_dft.evaluation.items import Item
 from vlm_dft.evaluation.judge import Judge
-from vlm_dft.evaluation.judging import judged
+from vlm_dft.evaluation.judging import judge_all, judged
 from vlm_dft.evaluation.latex import LatexProcess
 from vlm_dft.evaluation.predictions import read_predictions
 
@@ -42,6 +43,15 @@ def settings(stub: StubJudge, **changes: Any) -> JudgeConfig:
 
 def free(answer: str = "12", **categories: str) -> Item:
     return Item("1", "1", "How long?\nIn a box.", None, answer, {}, categories, "How long?")
+
+
+def test_the_same_question_of_many_threads_is_asked_once(stub: StubJudge, tmp_path: Path, latex: LatexProcess) -> None:
+    asked = Judge(settings(stub, parallel=8), tmp_path / "judge")
+    item, response = free(), LONG.format(12)
+    grade = mathvision.grade(item, response, latex)
+    task = partial(judged, "mathvision", item, response, grade, asked, latex)
+    found = judge_all([task] * 40, asked, lambda done: None)
+    assert ({each.grade.correct for each in found}, len(stub.tasks())) == ({True}, 1)
 
 
 OPTIONS = {"A": "a small thing", "B": "a large thing"}

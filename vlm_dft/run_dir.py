@@ -7,6 +7,7 @@
     ├── metrics.jsonl          StepMetrics and ValidationMetrics, one JSON object per line, flushed per line
     ├── histograms.jsonl       Histogram, two lines per dataset and measurement
     ├── accuracy.jsonl         AccuracyPoint, one line per measurement of the accuracy probe
+    ├── environment.json       packages, threads, devices and the base model's hash, before a training begins
     ├── reference/             what the base model makes of the targets, where the objective asks for it
     ├── log.txt                stdout and stderr of the process
     ├── checkpoints/step-000040/   renamed into place when complete; `complete.json` is in it
@@ -24,6 +25,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +55,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write by temporary file, fsync and rename; on failure the old file stands and the temporary one is gone."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: threads, and the same number on another host, may write the same file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with disk_errors(path):
         try:
             with temporary.open("wb") as file:
@@ -139,6 +142,10 @@ class RunDir:
     @property
     def progress_path(self) -> Path:
         return self.path / "progress.json"
+
+    @property
+    def environment_path(self) -> Path:
+        return self.path / "environment.json"
 
     @property
     def metrics_path(self) -> Path:

@@ -79,6 +79,7 @@ class Judge:
             max_retries=0,  # ours are counted against the budget
         )
         self._lock = threading.Lock()
+        self._turns: dict[Path, threading.Lock] = {}
         self._stopped = threading.Event()
         self.num_requests = 0
         """Made to the endpoint, by this object."""
@@ -153,6 +154,21 @@ class Judge:
         """read: makes a value of what follows the mark; ValueError where it is none."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         path = self._path(messages)
+        with self._lock:
+            turn = self._turns.setdefault(path, threading.Lock())
+        with turn:  # what several threads ask at once is asked once
+            return self._answer(task, messages, path, mark, read, fresh=fresh)
+
+    def _answer(
+        self,
+        task: str,
+        messages: list[dict[str, str]],
+        path: Path,
+        mark: str,
+        read: Callable[[str], Reading],
+        *,
+        fresh: bool,
+    ) -> tuple[Reading, JudgeReply]:
         remembered = None if fresh else _remembered(path)
         if remembered is not None:
             with suppress(ValueError):  # a damaged file is asked for again
