@@ -14,9 +14,8 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import structlog
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 
@@ -34,6 +33,7 @@ from service.api.fine_tuning import estimates, outputs, preflights, preview
 from service.api.fine_tuning import router as fine_tuning
 from service.api.logs import configure_logs
 from service.api.models import router as models
+from service.api.openapi import declare_keys
 from service.api.operations import router as operations
 from service.api.reports import router as reports
 from service.api.tenancy import router as tenancy
@@ -48,8 +48,6 @@ from service.settings import Settings, get_settings
 
 log = structlog.get_logger("service.api")
 
-# Only declares the scheme in the OpenAPI; Authentication has checked the key before any route is chosen.
-_bearer = Depends(HTTPBearer(auto_error=False, description="Needed unless the service runs on loopback without keys."))
 _errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
 
 
@@ -87,10 +85,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.celery = celery
     app.state.wake_up = partial(flush_outbox, database, celery)
     install_error_rendering(app)
+    declare_keys(app)
     for resource in (files, uploads, fine_tuning, outputs, comparisons, evaluations, models, webhooks, tenancy):
-        app.include_router(resource.router, dependencies=[_bearer])
+        app.include_router(resource.router)
     for resource in (preflights, estimates, preview, reports):
-        app.include_router(resource.router, dependencies=[_bearer])
+        app.include_router(resource.router)
     app.include_router(operations.router)
     install_dashboard(app)
     return app

@@ -18,13 +18,8 @@ def get_job(s: Session, project: str, job_id: str, kind: Kind | None = None, *, 
 
     lock: nobody else changes it until the transaction ends.
     """
-    statement = select(Job).where(Job.id == job_id, Job.project == project)
-    if kind is not None:
-        statement = statement.where(Job.kind == kind)
-    if lock:
-        statement = statement.with_for_update().execution_options(populate_existing=True)
-    job = s.scalars(statement).one_or_none()
-    if job is None:
+    job = s.get(Job, job_id, with_for_update=lock or None, populate_existing=lock)
+    if job is None or job.project != project or (kind is not None and job.kind != kind):
         raise NotFoundError(f"there is no job {job_id!r}", param="id", code="job_not_found")
     return job
 
