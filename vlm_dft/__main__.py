@@ -85,8 +85,11 @@ def _execute(config: RunConfig, run: RunDir, stop: StopRequest) -> RunResult:
     if config.train is None:
         assert config.evaluation is not None, "RunConfig checks that there is something to do"
         return _evaluate(config.evaluation, run, RunResult(status="succeeded"), None)
+    from vlm_dft.environment import record_environment
     from vlm_dft.trainer import train
 
+    if _is_first_rank():
+        record_environment(run, config.train)
     result = RunResult(status="succeeded", train=train(config.train, run, stop=stop))
     _free_memory()
     if config.evaluation is None or not _is_first_rank():

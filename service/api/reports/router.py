@@ -1,13 +1,17 @@
-"""/v1/fine_tuning/jobs/{id}/report: as JSON, and as one HTML page that needs nothing else."""
+"""/v1/fine_tuning/jobs/{id}/report, as JSON and as one HTML page that needs nothing else; and /bundle."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Annotated, Any
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Query
+from fastapi.responses import HTMLResponse, StreamingResponse
 
-from service.api.dependencies import DatabaseNow, Project
+from service.api.dependencies import DatabaseNow, Project, SettingsNow
+from service.api.reports.bundle import write_bundle
 from service.api.reports.card import report_card
 from service.api.reports.page import page
 from service.api.reports.responses import ReportCard
@@ -32,3 +36,39 @@ def job_report_page(job_id: str, project: Project, database: DatabaseNow) -> HTM
         paths = [Path(attempt.run_path) for attempt in store.list_attempts(s, job_id)]
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
     return HTMLResponse(page(card, paths), headers=headers)
+
+
+_CHUNK_BYTES = 2**20
+_archive: dict[int | str, dict[str, Any]] = {200: {"content": {"application/gzip": {}}, "description": "The archive."}}
+
+
+@router.get("/bundle", response_class=StreamingResponse, responses=_archive)
+def job_bundle(
+    job_id: str,
+    project: Project,
+    database: DatabaseNow,
+    settings: SettingsNow,
+    images: Annotated[bool, Query(description="Put the training pictures into it, too.")] = False,
+) -> StreamingResponse:
+    """Configuration, seeds, data, packages and numbers of a job that has succeeded: python -m vlm_dft.rerun runs it."""
+    with database.read() as s:
+        job = store.get_job(s, project, job_id, Kind.FINE_TUNING)
+        attempts = store.list_attempts(s, job_id)
+    file = tempfile.TemporaryFile(dir=settings.data)  # noqa: SIM115 - closed with the answer; nameless
+    try:
+        write_bundle(file, job, attempts, images=images)
+    except BaseException:
+        file.close()
+        raise
+    headers = {
+        "content-length": str(file.tell()),
+        "content-disposition": f'attachment; filename="{job_id}-bundle.tar.gz"',
+    }
+    return StreamingResponse(_chunks(file), media_type="application/gzip", headers=headers)
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        file.seek(0)
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
