@@ -45,7 +45,7 @@ STATISTICS: Final = (
 """What the entries of LossSums.statistics_S are: sums and counts over supervised tokens, never means."""
 
 # Elements of one chunk's logits: large enough for an efficient matmul, small beside the model.
-_CHUNK_ELEMENTS_CPU: Final = 5 * 2**22
+_CHUNK_ELEMENTS_CPU: Final = 10 * 2**20
 _CHUNK_ELEMENTS_GPU: Final = 2**27
 
 

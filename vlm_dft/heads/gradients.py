@@ -47,7 +47,7 @@ class Gradients:
         if self.hidden_ND is not None:
             self.hidden_ND[rows] = self.projection.times_weight(gradient_CV).mul_(self.scale)
         if self.weight_VD is not None:
-            self.projection.add_outer(self.weight_VD, gradient_CV, rows, self.scale)
+            self.projection.add_outer(self.weight_VD, gradient_CV, self.projection.hidden_ND[rows], self.scale)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:

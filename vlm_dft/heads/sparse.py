@@ -103,7 +103,7 @@ class ColumnSparse:
             states_KD = torch.cat(
                 [projection.hidden_ND[rows_K].to(projection.exact), *(d[None] for _, d in self._tails)]
             )
-            gradients.weight_VD.addmm_(all_KV.T, states_KD, alpha=gradients.scale)
+            projection.add_outer(gradients.weight_VD, all_KV, states_KD, gradients.scale)
         self._broad.clear()
         self._tails.clear()
 

@@ -24,7 +24,7 @@ class Tile:
     """Softmax of C rows: ``exp_CV / sum_C``. The statistics that were not wanted are missing."""
 
     exp_CV: Tensor
-    """exp(logit - largest logit of the row), where the logits were."""
+    """The exponentials in a scale of each row's own, where the logits were."""
     sum_C: Tensor
     statistics: dict[str, Tensor]
     """By name, each of C: logp; where wanted entropy, correct, top_entropy_N, sum_p2_N, kl."""
@@ -52,27 +52,27 @@ def _softmax_rows(
     logits_RV: Tensor, labels_R: Tensor, wanted: frozenset[str], reference_RV: Tensor | None
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    # Shifted: the largest is 0, no exponential overflows.
-    logits_RV -= logits_RV.amax(dim=1, keepdim=True)
+    largest_R = logits_RV.amax(dim=1)
     target_R = logits_RV.gather(1, labels_R.unsqueeze(1)).squeeze(1)
     if "correct" in wanted:
-        found["correct"] = target_R >= 0
+        found["correct"] = target_R >= largest_R
     if "top_entropy_N" in wanted:
         found["top_entropy_N"] = _entropy(logits_RV.topk(min(TOP_K, logits_RV.shape[1]), dim=1).values)
-    keeps_logits = "entropy" in wanted or reference_RV is not None
-    exp_RV = logits_RV.exp() if keeps_logits else logits_RV.exp_()
+    # torch's softmax is the fastest way to the exponentials, but its sum is 1e-4 off over a large vocabulary: sum and
+    # scale are taken anew. The largest entry, e^0 in the same scale, is never small.
+    exp_RV = logits_RV.softmax(dim=1)
     found["sum"] = exp_RV.sum(dim=1)
-    log_sum_R = found["sum"].log()
-    found["logp"] = target_R - log_sum_R
+    log_sum_R = (found["sum"] / exp_RV.amax(dim=1)).log()  # of logits from which the largest is subtracted
+    found["logp"] = target_R - largest_R - log_sum_R
     if "sum_p2_N" in wanted:
         found["sum_p2_N"] = (torch.linalg.vector_norm(exp_RV, dim=1) / found["sum"]).square()
     if reference_RV is not None:
-        found["kl"] = _divergence(reference_RV, logits_RV, log_sum_R)
+        found["kl"] = _divergence(reference_RV, logits_RV, largest_R + log_sum_R)
     if "entropy" in wanted:
-        # H = log sum - E[shifted logit]
-        found["entropy"] = log_sum_R - logits_RV.mul_(exp_RV).sum(dim=1) / found["sum"]
-    if keeps_logits:
-        logits_RV.copy_(exp_RV)
+        # H = log sum - E[logit - largest]
+        mean_R = torch.linalg.vecdot(exp_RV, logits_RV, dim=1) / found["sum"]
+        found["entropy"] = log_sum_R - (mean_R - largest_R)
+    logits_RV.copy_(exp_RV)
     return found
 
 
@@ -81,9 +81,9 @@ def _entropy(logits_RK: Tensor) -> Tensor:
     return -(logp_RK.exp() * logp_RK).sum(dim=1)
 
 
-def _divergence(reference_RV: Tensor, shifted_RV: Tensor, log_sum_R: Tensor) -> Tensor:
+def _divergence(reference_RV: Tensor, logits_RV: Tensor, log_sum_R: Tensor) -> Tensor:
     """KL(reference || model) of each row; the reference's logits become its softmax."""
     logq_RV = reference_RV.log_softmax(dim=1)
     torch.exp(logq_RV, out=reference_RV)
-    logq_RV -= shifted_RV
+    logq_RV -= logits_RV
     return logq_RV.mul_(reference_RV).sum(dim=1) + log_sum_R
