@@ -7,7 +7,24 @@ from __future__ import annotations
 
 import typer
 
-from cli import benchmarks, compare, doctor, evaluate, local, report, serve, show, submit, table, upkeep, tenancy, watch
+from cli import (
+    benchmarks,
+    compare,
+    doctor,
+    estimate,
+    evaluate,
+    local,
+    preflight,
+    preview,
+    report,
+    serve,
+    show,
+    submit,
+    table,
+    tenancy,
+    upkeep,
+    watch,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +40,9 @@ app.add_typer(tenancy.keys_app, name="keys")
 app.add_typer(tenancy.projects_app, name="projects")
 app.command()(tenancy.audit)
 app.command()(local.train)
+app.command()(preview.preview)
+app.command()(estimate.estimate)
+app.command()(preflight.preflight)
 app.command()(submit.submit)
 app.command()(compare.compare)
 app.command("eval")(evaluate.evaluate)

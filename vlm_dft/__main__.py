@@ -82,6 +82,10 @@ def _write(run: RunDir, result: RunResult) -> None:
 def _execute(config: RunConfig, run: RunDir, stop: StopRequest) -> RunResult:
     if config.validation is not None:
         return _validate(config.validation, run)
+    if config.preflight is not None:
+        from vlm_dft.preflight import preflight
+
+        return RunResult(status="succeeded", preflight=preflight(config.preflight, run, stop=stop))
     if config.train is None:
         assert config.evaluation is not None, "RunConfig checks that there is something to do"
         return _evaluate(config.evaluation, run, RunResult(status="succeeded"), None)
@@ -100,7 +104,7 @@ def _execute(config: RunConfig, run: RunDir, stop: StopRequest) -> RunResult:
 def _validate(config: ValidationConfig, run: RunDir) -> RunResult:
     from vlm_dft.data.validation import refusal, validate
 
-    report = validate(config, run)
+    report = validate(config, run, isolated=True)
     reason = refusal(report)
     if reason is None:
         return RunResult(status="succeeded", validation=report)

@@ -1,0 +1,94 @@
+"""`vlm-dft estimate`: what a job would take, before it is submitted."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cli.client import connect, out, post, readable_errors
+from cli.submit import parse_pairs, upload
+
+
+def estimate(
+    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    model: Annotated[str, typer.Option(help="Base model or ft:... model; `vlm-dft models` lists them.")],
+    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
+    hyperparameter: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of method.supervised.hyperparameters; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+) -> None:
+    """Print tokens, steps, memory, time and waiting of a fine-tuning job that is not submitted."""
+    supervised: dict[str, Any] = {"hyperparameters": parse_pairs(hyperparameter or [])}
+    if lora:
+        supervised["adapter"] = {"type": "lora"}
+    if as_json and not training_file.startswith("file-"):
+        raise typer.BadParameter("--json takes the id of an uploaded file (file-...)")
+    with readable_errors():
+        client = connect()
+        file_id = training_file if as_json else upload(client, training_file, {"model": model})
+        method = {"type": "supervised", "supervised": supervised}
+        found = post(client, "/fine_tuning/estimates", {"model": model, "training_file": file_id, "method": method})
+    if as_json:
+        out.print_json(json.dumps(found))
+        return
+    print_estimate(found)
+
+
+def print_estimate(found: dict[str, Any]) -> None:
+    """A line per question, and the table of pixel limits."""
+    for name, value in lines(found):
+        out.print(f"[bold]{name:<8}[/] {value}", highlight=False)
+    if found["pixels"]:
+        table = Table("min pixels", "max pixels", "visual tokens", "a picture", "longest row", "too long", box=None)
+        for choice in found["pixels"]:
+            cells = [choice["visual_tokens"], choice["mean_tokens_per_image"], choice["longest_row_tokens"]]
+            shown = [choice["min_pixels"], choice["max_pixels"], *cells, choice["too_long"]]
+            style = "bold green" if choice["is_asked"] else None
+            table.add_row(*("-" if cell is None else f"{cell:,.0f}" for cell in shown), style=style)
+        out.print(table)
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of each part."""
+    rows, tokens, steps, time, queue = (found[name] for name in ("rows", "tokens", "steps", "time", "queue"))
+    shown = [("rows", f"{rows['fit']} of {rows['total']} fit into {rows['limit_tokens']} tokens")]
+    if rows["too_long"]:
+        first = ", ".join(escape(f"{row['file']}:{row['line']}") for row in rows["too_long_rows"][:3])
+        what = "left out" if rows["on_overlong"] == "drop" else "the job would be refused"
+        shown.append(("too long", f"{rows['too_long']} ({first}, ...): {what}"))
+    if tokens:
+        counts = f"{tokens['text']:,} text + {tokens['visual']:,} visual in {tokens['images']:,} pictures an epoch"
+        shown.append(("tokens", f"{counts}; {tokens['basis']}"))
+    shown.append(("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch), {steps['input_tokens']:,} tokens"))
+    shown.append(("memory", _memory(found["memory"])))
+    for device in found["devices"]:
+        fits = {True: "fits", False: "[red]does not fit[/]", None: "its memory is not known"}[device["fits"]]
+        size = f", {device['memory_total_gib']:g} GiB" if device["memory_total_gib"] else ""
+        shown.append(("device", f"{device['count']} x {device['name']}{size}: {fits}"))
+    shown.append(("time", _seconds(time["seconds"], time["basis"])))
+    shown.append(("waiting", _seconds(queue["seconds"], queue["basis"])))
+    shown += [("note", escape(note)) for note in found["notes"]]
+    return shown
+
+
+def _memory(memory: dict[str, Any] | None) -> str:
+    if memory is None:
+        return "unknown"
+    parts = ("weights", "gradients", "optimizer", "activations", "vision", "head", "fixed")
+    listed = ", ".join(f"{name} {memory[f'{name}_gib']:.2f}" for name in parts if memory[f"{name}_gib"] >= 0.005)
+    return (
+        f"{memory['total_gib']:.2f} GiB: {listed}; {memory['precision']}, {memory['largest_micro_batch_tokens']} tokens"
+    )
+
+
+def _seconds(seconds: float | None, basis: str) -> str:
+    if seconds is None:
+        return basis
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} ({basis})"

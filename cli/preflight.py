@@ -1,0 +1,72 @@
+"""`vlm-dft preflight`: SFT or DFT? The verdict, its reasons and its evidence, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cli.client import EXIT_FAILED, connect, err, get, out, post, readable_errors
+from cli.submit import upload
+
+_POLL_SECONDS = 1.0
+_TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def preflight(
+    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    model: Annotated[str, typer.Option(help="The model that would be tuned.")],
+    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows to look at.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+) -> None:
+    """Look at the data with the base model and say which objective suits it, and why."""
+    if as_json and not training_file.startswith("file-"):
+        raise typer.BadParameter("--json takes the id of an uploaded file (file-...)")
+    with readable_errors():
+        client = connect()
+        file_id = training_file if as_json else upload(client, training_file, {"model": model})
+        body = {"model": model, "training_file": file_id, "num_rows": rows}
+        found = post(client, "/fine_tuning/preflights", body)
+        with err.status(f"preflight {found['id']}"):
+            while found["status"] not in _TERMINAL:
+                time.sleep(_POLL_SECONDS)
+                found = get(client, f"/fine_tuning/preflights/{found['id']}")
+    if as_json:
+        out.print_json(json.dumps(found))
+    elif found["status"] == "succeeded":
+        print_report(found["report"])
+    else:
+        error = found["error"] or {}
+        err.print(f"[red]{found['status']}[/] {error.get('message', '')}", highlight=False)
+    if found["status"] != "succeeded":
+        raise typer.Exit(EXIT_FAILED)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Verdict and reasons first, the evidence below."""
+    verdict = report["verdict"]
+    out.print(f"[bold green]{verdict['label']}[/]  ({verdict['rule']}, {report['num_rows']} rows)", highlight=False)
+    for reason in verdict["reasons"]:
+        out.print(f"  {reason}", highlight=False)
+    for change in verdict["would_change"]:
+        out.print(f"  would change it: {change}", highlight=False)
+    table = Table("part", "tokens", "mean p", "p<0.01", "p<0.1", "entropy", "DFT discards", "0 .. p .. 1", box=None)
+    for part in report["parts"]:
+        if part["num_tokens"]:
+            shares = [part[name] for name in ("mean_p", "share_p_below_001", "share_p_below_01", "entropy")]
+            cells = [f"{share:.3f}" for share in shares]
+            discards = "" if part["dft_discards"] is None else f"{part['dft_discards']:.0%}"
+            table.add_row(part["part"], str(part["num_tokens"]), *cells, discards, bars(part["counts"]))
+    out.print(table)
+    for limit in verdict["limits"]:
+        out.print(f"[dim]{limit}[/]", highlight=False)
+
+
+def bars(counts: list[int]) -> str:
+    """A histogram in one line; a bin that is not empty is never blank."""
+    most = max(counts) or 1
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in counts)

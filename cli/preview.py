@@ -1,0 +1,79 @@
+"""`vlm-dft preview`: rows as the trainer will see them, what is trained in colour."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.text import Text
+
+from cli.client import connect, out, post, readable_errors
+from cli.submit import upload
+
+TRAINED_STYLE = "bold green"
+IMAGE_STYLE = "magenta"
+PROMPT_STYLE = "dim"
+
+
+def preview(
+    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    model: Annotated[str, typer.Option(help="Model whose chat template and tokenizer are used.")],
+    rows: Annotated[int, typer.Option(min=1, max=20, help="How many rows.")] = 3,
+    first_row: Annotated[int, typer.Option(min=1, help="1: the file's first one.")] = 1,
+    max_length_tokens: Annotated[int, typer.Option(min=8)] = 4096,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+) -> None:
+    """Print rows as they are trained: trained text green, pictures magenta, the rest dim."""
+    with readable_errors():
+        client = connect()
+        file_id = upload(client, training_file, {"model": model}) if not as_json else _quietly(client, training_file)
+        body = {"model": model, "training_file": file_id, "num_rows": rows, "first_row": first_row}
+        shown = post(client, "/fine_tuning/preview", {**body, "max_length_tokens": max_length_tokens})
+    if as_json:
+        out.print_json(json.dumps(shown))
+        return
+    for row in shown["data"]:
+        print_row(row, shown["max_length_tokens"])
+
+
+def _quietly(client: Any, training_file: str) -> str:
+    """With --json nothing else may be printed: only the id of a file that is there already is taken."""
+    if not training_file.startswith("file-"):
+        raise typer.BadParameter("--json takes the id of an uploaded file (file-...)")
+    return training_file
+
+
+def print_row(row: dict[str, Any], max_length_tokens: int) -> None:
+    """One row: its counts, its pictures, its text."""
+    counts = (
+        f"{row['total_tokens']} tokens: {row['text_tokens']} text, {row['visual_tokens']} visual, "
+        f"{row['supervised_tokens']} trained"
+    )
+    out.print(f"[bold]{escape(row['row'])}[/]  {counts}", highlight=False)
+    if row["problem"]:
+        out.print(f"[red]cannot be trained on[/]: {escape(row['problem'])}", highlight=False)
+    elif not row["fits"]:
+        out.print(f"[red]does not fit[/]: max_length_tokens is {max_length_tokens}", highlight=False)
+    for image in row["images"]:
+        _, high, wide = image["grid_thw"]
+        out.print(
+            f"  picture {image['width']} x {image['height']} -> {image['resized_width']} x {image['resized_height']}: "
+            f"{high} x {wide} patches, {image['visual_tokens']} visual tokens ({image['token_start']}.."
+            f"{image['token_end'] - 1})",
+            style=IMAGE_STYLE,
+            highlight=False,
+        )
+    out.print(coloured(row))
+    out.print()
+
+
+def coloured(row: dict[str, Any]) -> Text:
+    """The row's text, its trained spans and its pictures marked."""
+    text = Text(row["text"], style=PROMPT_STYLE)
+    for span in row["trained_spans"]:
+        text.stylize(f"not dim {TRAINED_STYLE}", span["start"], span["end"])
+    for image in row["images"]:
+        text.stylize(f"not dim {IMAGE_STYLE}", image["start"], image["end"])
+    return text
