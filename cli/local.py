@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from cli.client import EXIT_FAILED, EXIT_USAGE, err, out
-from cli.submit import parse_pairs, print_problems
+from cli.submit import print_problems, put_pairs
 from vlm_dft.config import RunConfig, ValidationConfig
 from vlm_dft.results import RunResult
 from vlm_dft.run_dir import RunDir
@@ -22,24 +22,24 @@ def train(
     training_file: Annotated[Path, typer.Argument(exists=True, help="JSONL, archive or dataset directory.")],
     model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Directory of the base model.")],
     run_dir: Annotated[Path, typer.Option(help="Where everything is written.")],
-    objective: Annotated[str, typer.Option(help="nll (SFT) or dft.")] = "dft",
+    objective: Annotated[str, typer.Option(help="nll (SFT), dft, or another of the family.")] = "dft",
     validation_file: Annotated[Path | None, typer.Option(exists=True)] = None,
     lora: Annotated[bool, typer.Option("--lora")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of TrainConfig; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of TrainConfig, as in objective.alpha=0.5; repeatable.")
+    ] = None,
 ) -> None:
     """Validate a file, then fine-tune on it, in this terminal."""
-    fields = parse_pairs(set_ or [])
-    train_config = {
+    train_config: dict[str, Any] = {
         "model": str(model.resolve()),
-        "dataset": str(_validated(training_file, model, run_dir / "training-file", fields)),
         "objective": {"name": objective},
         "adapter": {"type": "lora" if lora else "full"},
-        **fields,
     }
+    put_pairs(train_config, set_ or [])
+    train_config["dataset"] = str(_validated(training_file, model, run_dir / "training-file", train_config))
     if validation_file:
-        train_config["validation_dataset"] = str(
-            _validated(validation_file, model, run_dir / "validation-file", fields)
-        )
+        held_out = _validated(validation_file, model, run_dir / "validation-file", train_config)
+        train_config["validation_dataset"] = str(held_out)
     result = _run(RunDir(run_dir), {"run_id": run_dir.name, "train": train_config})
     assert result.train is not None, "a training that succeeded has its result"
     out.print(

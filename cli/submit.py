@@ -22,14 +22,16 @@ _POLL_SECONDS = 1.0
 def submit(
     training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
     model: Annotated[str, typer.Option(help="Base model or ft:... model; `vlm-dft models` lists them.")],
-    objective: Annotated[str, typer.Option(help="nll (SFT) or dft.")] = "dft",
+    objective: Annotated[str, typer.Option(help="nll (SFT), dft, or another of the family.")] = "dft",
     validation_file: Annotated[str | None, typer.Option(help="Held-out file or file id.")] = None,
     suffix: Annotated[str | None, typer.Option(help="Goes into the tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    weight_floor: Annotated[float | None, typer.Option(help="Smallest DFT weight of a token.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
     hyperparameter: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of method.supervised.hyperparameters; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="A hyperparameter, KEY=VALUE, or an option, as in dft.weight_floor=0.1; repeatable."
+        ),
     ] = None,
     benchmarks: Annotated[str | None, typer.Option(help="Comma-separated benchmarks to score afterwards.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,
@@ -39,11 +41,10 @@ def submit(
 ) -> None:
     """Upload data, wait for its validation, submit a fine-tuning job and follow it."""
     options = {"dataset_format": dataset_format, "max_invalid_fraction": max_invalid_fraction, "model": model}
-    supervised: dict[str, Any] = {"objective": objective, "hyperparameters": parse_pairs(hyperparameter or [])}
-    if weight_floor is not None:
-        supervised["dft"] = {"weight_floor": weight_floor}
+    supervised: dict[str, Any] = {"objective": objective}
     if lora:
         supervised["adapter"] = {"type": "lora"}
+    put_pairs(supervised, hyperparameter or [], within="hyperparameters")
     extra: dict[str, Any] = {}
     if benchmarks:
         extra["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
@@ -134,6 +135,18 @@ def _print_position(job: dict[str, Any]) -> None:
 def benchmark_list(names: str, limit: int | None) -> list[dict[str, Any]]:
     """Comma-separated names as the API's list, each with the limit."""
     return [{"name": name.strip(), **({"limit": limit} if limit else {})} for name in names.split(",") if name.strip()]
+
+
+def put_pairs(document: dict[str, Any], pairs: list[str], *, within: str | None = None) -> None:
+    """KEY=VALUE strings into a document: a.b=1 into its part a, a key without a dot into the part within, if given."""
+    for key, value in parse_pairs(pairs).items():
+        *path, name = key.split(".")
+        part: Any = document
+        for step in path or filter(None, [within]):
+            part = part.setdefault(step, {})
+            if not isinstance(part, dict):
+                raise typer.BadParameter(f"--set {key}: {step} is one value ({part}) and has no parts")
+        part[name] = value
 
 
 def parse_pairs(pairs: list[str]) -> dict[str, Any]:

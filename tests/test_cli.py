@@ -47,7 +47,9 @@ def service(directory: Path) -> Iterator[RunningService]:
 
 
 def test_submit_follows_a_job_to_its_model_and_scores(service: RunningService, directory: Path) -> None:
-    options = ["--model", "tiny-vl", "--objective", "dft", "--weight-floor", "0.1", "--lora", "--suffix", "cli"]
+    # Of an objective that compares with the base model, which the trainer computes first.
+    options = ["--model", "tiny-vl", "--objective", "psft", "--set", "psft.clip_ratio_high=0.3", "--lora"]
+    options += ["--suffix", "cli", "--set", "training.patch_cache=true"]
     numbers = ["--set", "batch_size=4", "--set", "learning_rate=1e-3", "--benchmarks", "mathvision"]
     answer = service.run("submit", str(directory / "train.tar.gz"), *options, *numbers)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -92,6 +94,7 @@ def test_refused_file_is_told_row_by_row(service: RunningService, directory: Pat
         (["submit", "file-unknown", "--model", "tiny-vl"], 1, "file-unknown"),
         (["submit", "file-unknown", "--model", "nope"], 1, "nope"),
         (["submit", "file-unknown", "--model", "tiny-vl", "--set", "batch_size"], 2, "KEY=VALUE"),
+        (["submit", "file-unknown", "--model", "tiny-vl", "--set", "objective.alpha=2"], 2, "one value (dft)"),
         (["watch", "ftjob-unknown"], 1, "job_not_found"),
         (["eval", "nope", "--benchmarks", "mathvision"], 1, "nope"),
         (["eval", "tiny-vl", "--benchmarks", "nope"], 1, "nope"),
@@ -126,7 +129,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(service: RunningService) 
 def test_train_needs_no_service(directory: Path, tmp_path: Path) -> None:
     model = directory / "data" / "models" / "base" / "tiny-vl"
     command = [COMMAND, "train", directory / "train.tar.gz", "--model", model, "--run-dir", tmp_path / "run"]
-    numbers = ["--set", "max_steps=2", "--set", "batch_size=4"]
+    numbers = ["--set", "max_steps=2", "--set", "batch_size=4", "--set", "objective.weight_floor=0.1"]
     answer = subprocess.run([*command, *numbers], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "8 valid of 8 rows" in answer.stdout
