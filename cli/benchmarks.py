@@ -89,6 +89,28 @@ def add(
     )
 
 
+@benchmarks_app.command()
+def regression(
+    replace: Annotated[bool, typer.Option("--replace", help="In the place of what stands there.")] = False,
+) -> None:
+    """Add the small regression set: facts, reading, looking; name it in a job's evaluation.regression."""
+    from tempfile import TemporaryDirectory
+
+    from vlm_dft.errors import VlmDftError
+    from vlm_dft.evaluation import provision
+    from vlm_dft.evaluation.regression import NAME, write
+
+    with TemporaryDirectory() as temporary:
+        source = Path(temporary) / NAME
+        write(source)
+        try:
+            chosen, manifest = provision.add(str(source), _directory(), name=NAME, kind="custom", replace=replace)
+        except VlmDftError as error:
+            err.print(f"[red]{error.message}[/]", highlight=False)
+            raise typer.Exit(EXIT_FAILED) from None
+    out.print(f"{chosen}: {manifest.items} items, {manifest.pictures} with pictures", highlight=False)
+
+
 def _one_of(value: str | None, known: tuple[str, ...], option: str) -> Any:
     if value is not None and value not in known:
         raise typer.BadParameter(f"{option} takes {', '.join(known)}, not {value!r}")
