@@ -29,9 +29,7 @@ def submit(
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
     hyperparameter: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="A hyperparameter, KEY=VALUE, or an option, as in dft.weight_floor=0.1; repeatable."
-        ),
+        typer.Option("--set", help="A hyperparameter, KEY=VALUE, or an option, dft.weight_floor=0.1; repeatable."),
     ] = None,
     benchmarks: Annotated[str | None, typer.Option(help="Comma-separated benchmarks to score afterwards.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,
