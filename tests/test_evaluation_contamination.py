@@ -63,8 +63,9 @@ def test_a_question_is_found_in_another_spelling_and_in_more_text(tmp_path: Path
     report = check(write_dataset(tmp_path / "data", rows), {"b": benchmark_of(*items)})
     found = report.benchmarks["b"]
     assert [(overlap.item, overlap.by, overlap.row) for overlap in found.overlaps] == [
-        ("train", "question", rows[1].id),
-        ("short", "question", rows[2].id),
+        (item, by, row.id)
+        for item, row in (("train", rows[1]), ("short", rows[2]))
+        for by in ("item", "question")  # without a picture, its question is the item
     ]
     assert (found.rows, found.items, report.checked) == (4, 5, True)
 
@@ -92,8 +93,8 @@ def test_a_picture_is_found_resized_and_compressed_and_no_other_one_is(shared_da
     items = [Item(name.stem, name.stem, "q", Picture("p", path=name), "1") for name in asked]
     overlaps = check(write_dataset(data, rows), {"b": benchmark_of(*items)}).benchmarks["b"].overlaps
     assert all(overlap.row == overlap.item for overlap in overlaps), "nothing else is taken for it"
-    assert len(overlaps) >= 36
-    assert all(overlap.by == "picture" for overlap in overlaps)
+    for kind in ("picture", "item"):  # questions of a word say nothing: the picture is the item
+        assert sum(overlap.by == kind for overlap in overlaps) >= 36
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,8 @@ def test_drawings_of_one_layout_in_other_colours_are_other_pictures(tmp_path: Pa
     rows = [picture_row(data, "other", bars("blue red red")), picture_row(data, "same", bars("red blue red"), "jpg")]
     bars("red blue red").save(tmp_path / "item.png")
     item = Item("a", "a", "Which is highest?", Picture("p", path=tmp_path / "item.png"), "1")
-    (overlap,) = check(write_dataset(data, rows), {"b": benchmark_of(item)}).benchmarks["b"].overlaps
-    assert overlap.row == "same"
+    overlaps = check(write_dataset(data, rows), {"b": benchmark_of(item)}).benchmarks["b"].overlaps
+    assert [(overlap.by, overlap.row) for overlap in overlaps] == [("item", "same"), ("picture", "same")]
 
 
 def test_a_short_question_about_a_picture_says_nothing(tmp_path: Path) -> None:
@@ -144,8 +145,31 @@ def test_nearly_blank_pictures_are_compared_as_files_alone(tmp_path: Path) -> No
         Item("other", "other", "q", Picture("p", path=tmp_path / "white.png"), "1"),
         Item("same", "same", "q", Picture("p", path=same), "1"),
     ]
-    (overlap,) = check(write_dataset(data, [row]), {"b": benchmark_of(*items)}).benchmarks["b"].overlaps
-    assert (overlap.item, overlap.differing_bits) == ("same", 0)
+    whole, picture = check(write_dataset(data, [row]), {"b": benchmark_of(*items)}).benchmarks["b"].overlaps
+    assert (whole.item, picture.item, picture.differing_bits) == ("same", "same", 0)
+
+
+def test_question_and_picture_are_the_item_only_where_one_row_holds_both(tmp_path: Path) -> None:
+    """A template's question about another picture, and a known picture with another question, are counted apart."""
+    data = tmp_path / "data"
+    pictures = {name: Image.effect_noise((64, 64), 50).convert("RGB") for name in ("one", "two", "three")}
+    items = []
+    for name, image in pictures.items():
+        image.save(tmp_path / f"{name}.png")
+        items.append(Item(name, name, LONG, Picture("p", path=tmp_path / f"{name}.png"), "1", question=LONG))
+
+    def row(id: str, name: str, text: str) -> Row:
+        shown = picture_row(data, id, pictures[name])
+        asked = Message(role="user", content=(shown.images[0], TextPart(text=text)))
+        return Row(id=id, messages=(asked, shown.messages[1]))
+
+    rows = [row("apart", "two", "What is it?"), row("both", "one", LONG), row("again", "one", "And now?")]
+    found = check(write_dataset(data, rows), {"b": benchmark_of(*items)}).benchmarks["b"]
+    assert found.items_by("item") == {"one"}
+    assert found.items_by("picture") == {"one", "two"}
+    assert found.items_by("question") == {"one", "two", "three"}
+    rows = [row("first", "one", "What?"), row("second", "one", LONG)]  # a picture is looked at once, its rows are all
+    assert check(write_dataset(data, rows), {"b": benchmark_of(*items)}).benchmarks["b"].items_by("item") == {"one"}
 
 
 def test_a_comparison_is_kept_by_data_and_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,13 +218,16 @@ def test_overlaps_are_in_the_report_the_score_and_the_table(tmp_path: Path) -> N
     data = write_dataset(tmp_path / "data", [row])
     run = new_run(tmp_path / "run")
     (found,) = evaluate(config(benchmark, training_dataset=data), run, tuned=str(model), base=None)
-    assert (found.contaminated, found.clean_value) == (1, 0.0)
+    assert (found.contaminated, found.contaminated_questions, found.contaminated_pictures) == (1, 0, 1)
+    assert (found.clean_value, found.clean_value_strict) == (0.0, 0.0)
     report = ContaminationReport.model_validate_json((run.path / "evaluation" / "contamination.json").read_bytes())
-    assert [(o.item, o.row) for o in report.benchmarks["colours"].overlaps] == [("1", "r7")]
+    assert [(o.item, o.row) for o in report.benchmarks["colours"].overlaps] == [("1", "r7"), ("1", "r7")]
     gone = config(benchmark, training_dataset=tmp_path / "gone", resume_from=run.path)
     (unknown,) = evaluate(gone, new_run(tmp_path / "again"), tuned=str(model), base=None)
     assert (unknown.contaminated, unknown.clean_value) == (None, None)
-    table = score_table(
-        {"base": [score(contaminated=3, clean_value=0.25)], "tuned": [score(contaminated=3, clean_value=0.5)]}
-    )
-    assert "have their question or their picture in the training data; without them: base 25.0, tuned 50.0." in table
+    kinds = {"contaminated": 3, "contaminated_questions": 9, "contaminated_pictures": 4, "clean_value_strict": None}
+    base, tuned = score(clean_value=0.25, **kinds), score(clean_value=0.5, **kinds)
+    table = score_table({"base": [base], "tuned": [tuned]})
+    assert "question and picture in one row; without them: base 25.0, tuned 50.0." in table
+    assert "the question of 9 items and the picture of 4 stand there, together or alone; without all of these" in table
+    assert "of these: base -, tuned -." in table

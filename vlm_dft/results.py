@@ -204,9 +204,15 @@ class Score(Record):
     wall_seconds: float
     """Of the generation and scoring, wherever they ran."""
     contaminated: int | None = None
-    """Items whose question or picture stands in the training data (contamination.json); None: not checked."""
+    """Items that stand whole in one row of the training data (contamination.json); None: not checked."""
+    contaminated_questions: int | None = None
+    """Items whose question stands there, with their picture or without; templates make many alike."""
+    contaminated_pictures: int | None = None
+    """Items whose picture stands there, whatever is asked about it."""
     clean_value: float | None = None
-    """The value over the other items, problems and groups as a whole; None: not checked, or none is left."""
+    """The value without what stands there whole, problems and groups together; None: not checked, or none is left."""
+    clean_value_strict: float | None = None
+    """The value without what stands there in any way."""
     from_cache: bool = False
     """Whether the answers are an earlier run's, of the same model under the same settings."""
 

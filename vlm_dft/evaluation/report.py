@@ -84,12 +84,7 @@ def _notes(name: str, scores: Mapping[str, Score]) -> list[str]:
     for label, score in others:
         if reason := comparable(first, score):
             notes.append(f"{name}: {first_label} and {label} must not be compared: {reason}.")
-    if any(score.contaminated for score in scores.values()):
-        listed = ", ".join(f"{label} {_clean(score)}" for label, score in scores.items())
-        notes.append(
-            f"{name}: of {first.n} items, {first.contaminated or 0} have their question or their picture in the "
-            f"training data; without them: {listed}."
-        )
+    notes += _overlap_notes(name, scores)
     for what, field in (("no usable answer", "failure_rate"), ("no answer that a rule could find", "extraction_rate")):
         rates = {label: getattr(score, field) for label, score in scores.items()}
         if field == "extraction_rate":
@@ -100,8 +95,28 @@ def _notes(name: str, scores: Mapping[str, Score]) -> list[str]:
     return notes
 
 
-def _clean(score: Score) -> str:
-    return ABSENT if score.clean_value is None else f"{100 * score.clean_value:.1f}"
+def _overlap_notes(name: str, scores: Mapping[str, Score]) -> list[str]:
+    """What the training data held of the items; the models of one table have been trained on the same."""
+    first = max(scores.values(), key=lambda score: score.contaminated or 0)
+    notes = []
+    if first.contaminated:
+        listed = _clean(scores, "clean_value")
+        notes.append(
+            f"{name}: {first.contaminated} of {first.n} items stand in the training data, question and picture in one "
+            f"row; without them: {listed}."
+        )
+    if (first.contaminated_questions or 0) + (first.contaminated_pictures or 0) > (first.contaminated or 0):
+        notes.append(
+            f"{name}: the question of {first.contaminated_questions or 0} items and the picture of "
+            f"{first.contaminated_pictures or 0} stand there, together or alone; without all of these: "
+            f"{_clean(scores, 'clean_value_strict')}."
+        )
+    return notes
+
+
+def _clean(scores: Mapping[str, Score], field: str) -> str:
+    values = {label: getattr(score, field) for label, score in scores.items()}
+    return ", ".join(f"{label} {ABSENT if value is None else f'{100 * value:.1f}'}" for label, value in values.items())
 
 
 def _ways(scores: Iterable[Score]) -> list[str]:

@@ -25,7 +25,7 @@ from vlm_dft.data.encoding import IMAGE_BACKEND
 from vlm_dft.errors import ConfigError, EvaluationError
 from vlm_dft.evaluation.answering import Answering, Role
 from vlm_dft.evaluation.benchmarks import RULES, load_benchmark, scorer_of
-from vlm_dft.evaluation.contamination import report_overlaps, without_overlaps
+from vlm_dft.evaluation.contamination import BenchmarkOverlaps, report_overlaps, without_overlaps
 from vlm_dft.evaluation.generation import Generator
 from vlm_dft.evaluation.grading import JUDGE, Grade, Summary, average
 from vlm_dft.evaluation.item_files import keep_items, pictures_dir
@@ -124,8 +124,8 @@ class Scoring:
     run: RunDir
     latex: LatexProcess
     judge: Judge | None
-    overlaps: Mapping[str, frozenset[str]]
-    """Benchmark -> ids of items that stand in the training data; absent where that is not known."""
+    overlaps: Mapping[str, BenchmarkOverlaps]
+    """With the training data, by benchmark; absent where that is not known."""
 
     def scores(self, model: Model, asked: Sequence[Asked]) -> list[Score]:
         """One model's, in the order of the benchmarks; generated, or taken from the cache."""

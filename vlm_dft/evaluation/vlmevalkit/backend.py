@@ -13,7 +13,7 @@ from typing import Any
 from vlm_dft.config import EvalConfig
 from vlm_dft.evaluation.answering import Role
 from vlm_dft.evaluation.benchmarks import RULES
-from vlm_dft.evaluation.contamination import without_overlaps
+from vlm_dft.evaluation.contamination import BenchmarkOverlaps, without_overlaps
 from vlm_dft.evaluation.grading import Grade, Summary
 from vlm_dft.evaluation.items import Item
 from vlm_dft.evaluation.predictions import PREDICTIONS_NAME, SCORE_NAME, Prediction, PredictionLog
@@ -33,7 +33,7 @@ def evaluate(
     run: RunDir,
     installation: Installation,
     asked: Sequence[Asked],
-    overlaps: Mapping[str, frozenset[str]],
+    overlaps: Mapping[str, BenchmarkOverlaps],
     *,
     role: Role,
     source: str,
@@ -41,7 +41,7 @@ def evaluate(
 ) -> list[Score]:
     """One score per benchmark, in order. Writes what the native backend writes, and VLMEvalKit's own files beside it.
 
-    overlaps: benchmark -> ids of items that stand in the training data.
+    overlaps: with the training data, by benchmark.
     Raises EvaluationError, BenchmarkError, ModelError, OutOfMemoryError, DiskFullError.
     """
     run.write_progress(Progress(phase="loading_model"))
@@ -125,7 +125,7 @@ def written(
     entry: Asked,
     score: Score,
     predictions: Sequence[Prediction],
-    overlapping: frozenset[str] | None = None,
+    overlapping: BenchmarkOverlaps | None = None,
 ) -> Score:
     """score as it is called in this run, with what is of this run alone, written beside its predictions."""
     directory = work.run.evaluation_path(work.model.role, entry.config.name)
