@@ -225,6 +225,8 @@ def test_lengths_are_exact_for_the_pixels_of_the_job(api: Api) -> None:
     assert ask(hyperparameters={"max_length_tokens": 111}, pixels={"max_pixels": 78400}) == 400
     assert ask(hyperparameters={"max_length_tokens": 112}, pixels={"max_pixels": 78400}) == 200
     assert ask(hyperparameters={"max_length_tokens": 111, "on_overlong": "drop"}) == 200
+    assert ask(hyperparameters={"packing": True, "pack_length_tokens": 411}) == 400
+    assert ask(hyperparameters={"packing": True, "pack_length_tokens": 412}) == 200
 
 
 def test_a_file_counted_with_another_tokenizer_is_taken_with_a_warning(api: Api) -> None:

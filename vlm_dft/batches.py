@@ -115,7 +115,7 @@ def open_corpus(path: Path, encoder: Encoder, config: TrainConfig, tokenizer: Pa
     dataset = CanonicalDataset.open(path)
     rows = Rows(dataset)
     counted = dataset.manifest.tokenizer_sha256 == tokenizer_sha256(tokenizer)
-    limit = min(config.max_length_tokens, config.pack_length or config.max_length_tokens)
+    _, limit = config.sample_limit
     sizes, overlong = {}, []
     for index in range(len(rows)):
         row = rows[index]
@@ -136,9 +136,8 @@ def _report_overlong(path: Path, overlong: list[str], config: TrainConfig) -> No
     if not overlong:
         return
     named = ", ".join(overlong[:_NAMED_ROWS]) + (", ..." if len(overlong) > _NAMED_ROWS else "")
-    by_pack = config.pack_length is not None and config.pack_length < config.max_length_tokens
-    name = "pack_length_tokens" if by_pack else "max_length_tokens"
-    found = f"{len(overlong)} rows of {path} are longer than {name} {getattr(config, name)}: {named}"
+    name, limit = config.sample_limit
+    found = f"{len(overlong)} rows of {path} are longer than {name} {limit}: {named}"
     if config.on_overlong == "error":
         raise SampleTooLongError(
             f"{found}. Raise {name}, lower pixels.max_pixels, or set on_overlong to drop", param=f"train.{name}"

@@ -126,6 +126,12 @@ class Hyperparameters(Frozen):
         """Tokens of a pack; None without packing."""
         return (self.pack_length_tokens or self.max_length_tokens) if self.packing else None
 
+    @property
+    def sample_limit(self) -> tuple[str, int]:
+        """The setting that says how long a sample may be, and how long that is."""
+        limits = {"max_length_tokens": self.max_length_tokens, "pack_length_tokens": self.pack_length}
+        return min(((name, length) for name, length in limits.items() if length is not None), key=lambda item: item[1])
+
 
 class BenchmarkConfig(Frozen):
     """One benchmark to score."""
@@ -338,6 +344,8 @@ class ValidationConfig(Frozen):
     """Share of invalid rows above which the whole file is refused; at or below it they are left out and counted."""
     allow_image_urls: bool = False
     """Fetch https images at validation time; private addresses are refused even then."""
+    image_url_domains: tuple[str, ...] = ()
+    """Hosts that images may be fetched from, with everything below them; empty: any public one."""
     limits: ValidationLimits = ValidationLimits()
 
 

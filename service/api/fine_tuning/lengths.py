@@ -23,21 +23,22 @@ def check_lengths(file: File, train: TrainConfig, model: ResolvedModel, param: s
         return None
     assert file.dataset_path is not None, f"{file.id}: a processed training file has a dataset"
     dataset = CanonicalDataset.open(Path(file.dataset_path))
+    name, limit = train.sample_limit
     counted_with = dataset.manifest.tokenizer_sha256
     if counted_with is None or counted_with != model.tokenizer_sha256:
         return (
             f"{param} {file.id} was not counted with {model.name}'s tokenizer: the trainer counts before its first "
-            f"step and fails there if a row is longer than {train.max_length_tokens} tokens"
+            f"step and fails there if a row is longer than {limit} tokens"
         )
-    if _longest_row(file, train) <= train.max_length_tokens:
+    if _longest_row(file, train) <= limit:
         return None
-    rows = overlong_rows(dataset, train.pixels, train.max_length_tokens)
+    rows = overlong_rows(dataset, train.pixels, limit)
     if not rows:
         return None
     first = ", ".join(f"{row.file}:{row.line}" for row in rows[:5])
     raise DetailedRequestError(
-        f"{param}: {len(rows)} of {len(dataset)} rows of {file.id} are longer than max_length_tokens "
-        f"{train.max_length_tokens} ({first}{', ...' if len(rows) > 5 else ''}; {rows[0].reason}): raise it, lower "
+        f"{param}: {len(rows)} of {len(dataset)} rows of {file.id} are longer than {name} {limit} "
+        f"({first}{', ...' if len(rows) > 5 else ''}; {rows[0].reason}): raise it, lower "
         'pixels.max_pixels, or set on_overlong to "drop" to leave these rows out',
         param=param,
         code="sample_too_long",
