@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     """The judge's model."""
     allow_image_urls: bool = False
     """Fetch https image URLs during validation; private addresses are refused even then."""
+    image_url_domains: tuple[str, ...] = ()
+    """Hosts that images may be fetched from, with everything below them (JSON list); empty: any public one."""
+    isolate_trainers: bool = True
+    """Give trainers that need no network none: see vlm_dft.isolation."""
 
     max_file_bytes: int = Field(default=2 * 2**30, ge=1)
     """One file upload."""

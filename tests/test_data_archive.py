@@ -186,3 +186,10 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(signature) + offset] |= 1
     assert refused(tmp_path, bytes(data)).problem.code == "archive_entry_refused"
+
+
+@pytest.mark.parametrize("pack", [tar_of, zip_of])
+@pytest.mark.parametrize("names", [("a.png", "A.PNG"), ("\u00e9.png", "e\u0301.png"), ("x/a.png", "X/./a.png")])
+def test_names_that_some_file_systems_hold_for_one_are_refused(tmp_path: Path, pack, names: tuple[str, str]) -> None:
+    """On one machine's disk they would be two files, on another's the second would replace the first."""
+    assert refused(tmp_path, pack(dict.fromkeys(names, b"x"))).problem.code == "duplicate_entry"

@@ -24,6 +24,7 @@ from vlm_dft import logs
 from vlm_dft.config import EvalConfig, RunConfig, TrainConfig, ValidationConfig
 from vlm_dft.errors import VlmDftError
 from vlm_dft.interruption import Interrupted, StopRequest
+from vlm_dft.isolation import block_sockets
 from vlm_dft.results import ErrorRecord, RunResult
 from vlm_dft.run_dir import RunDir
 from vlm_dft.watchdog import die_with_parent, follow_lease
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vlm_dft", description="Run what RUN_DIR/config.json says.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     run = RunDir(parser.parse_args(arguments).run_dir.absolute())
+    block_sockets()
     if not run.path.is_dir():
         print(f"vlm_dft: {run.path} is not a directory", file=sys.stderr)
         return 2

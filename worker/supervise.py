@@ -26,7 +26,13 @@ from vlm_dft.errors import ConfigError, VlmDftError
 from vlm_dft.run_dir import Checkpoint, RunDir
 from worker.follow import Follower
 from worker.record import End, Outcome, record_crash, record_end, record_failure, record_news
-from worker.trainer_process import TrainerProcess, trainer_command, trainer_environment
+from worker.trainer_process import (
+    TrainerProcess,
+    isolated,
+    needs_network,
+    trainer_command,
+    trainer_environment,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -125,6 +131,8 @@ class Attempt:
             uses_judge=config.evaluation is not None and config.evaluation.judge is not None,
         )
         command = trainer_command(self._settings, self._run.path, ranks=self._ranks)
+        if self._settings.isolate_trainers and not needs_network(config):
+            command = isolated(command)
         process = TrainerProcess(command, environment, self._run.path, self._run.log_path)
         log.info("trainer started", pid=process.pid, run=str(self._run.path))
         return process

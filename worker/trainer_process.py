@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from service.settings import Settings
+from vlm_dft.config import RunConfig
 
 # What a trainer may inherit. Everything else stays out: database and broker URLs, API keys, cloud credentials.
 _INHERITED = frozenset(
@@ -49,6 +50,18 @@ def trainer_command(settings: Settings, run_dir: Path, *, ranks: int) -> list[st
     launcher = [python, "-c", _DIE_WITH_PARENT, str(os.getpid())]
     torchrun = ["--standalone", f"--nproc-per-node={ranks}", "--max-restarts=0"]
     return [*launcher, *torchrun, "-m", "vlm_dft", str(run_dir)]
+
+
+def needs_network(config: RunConfig) -> bool:
+    """Whether a run fetches anything: a hub model, a judge's words, images by URL."""
+    document = config.model_dump()
+    parts = [part for part in document.values() if isinstance(part, dict)]
+    return any(part.get("revision") or part.get("judge") or part.get("allow_image_urls") for part in parts)
+
+
+def isolated(command: list[str]) -> list[str]:
+    """The command in a process that cannot reach the network (``vlm_dft.isolation``)."""
+    return [sys.executable, "-m", "vlm_dft.isolation", *command]
 
 
 def trainer_environment(

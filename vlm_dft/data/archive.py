@@ -1,19 +1,22 @@
 """Unpack an upload (tar, tar.gz or zip) so that it can do no harm. Torch-free.
 
 Covered: entries that leave the target, links, devices, sparse files, nested archives, bombs (by total, by ratio, by
-number of entries, inside headers too), encrypted or damaged archives. Only regular files are written, each newly
-created by us, so no link that could be followed ever exists in the target. Not covered: what the files hold.
+number of entries, inside headers too), names that collide, encrypted or damaged archives. Only regular files are
+written, each newly created by us, so no link that could be followed ever exists in the target. Not covered: what the
+files hold.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import shutil
 import stat
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -78,7 +81,7 @@ def _unpack_tar(path: Path, name: str, target: Path, limits: ValidationLimits, *
     with path.open("rb") as file:
         source = gzip.GzipFile(fileobj=file) if packed else file
         metered = _Metered(cast(BinaryIO, source), file, name, limits)
-        count = 0
+        count, places = 0, _Places(name)
         # As a stream, so that whatever is unpacked, headers included, passes the meter.
         with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", tarinfo=_Member) as archive:
             while (member := archive.next()) is not None:
@@ -95,6 +98,7 @@ def _unpack_tar(path: Path, name: str, target: Path, limits: ValidationLimits, *
                     raise _too_large(name, limits)
                 content = archive.extractfile(member)
                 assert content is not None
+                places.take(member.name)
                 _write(content, member.size, member.name, name, target)
         while metered.read(1 << 20):  # to the end: the gzip checksum comes last
             pass
@@ -102,7 +106,7 @@ def _unpack_tar(path: Path, name: str, target: Path, limits: ValidationLimits, *
 
 def _unpack_zip(path: Path, name: str, target: Path, limits: ValidationLimits) -> None:
     with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
+        entries, places = archive.infolist(), _Places(name)
         _check_count(len(entries), name, limits)
         if sum(entry.file_size for entry in entries) > limits.max_archive_bytes:
             raise _too_large(name, limits)
@@ -119,6 +123,7 @@ def _unpack_zip(path: Path, name: str, target: Path, limits: ValidationLimits) -
                 raise FileError(name, "archive_entry_refused", reason, field=printable(entry.filename))
             if entry.file_size > max(_RATIO_FLOOR_BYTES, limits.max_archive_ratio * entry.compress_size):
                 raise _bomb(name, limits)
+            places.take(entry.filename)
             with archive.open(entry) as content:
                 _write(content, entry.file_size, entry.filename, name, target)
 
@@ -160,6 +165,23 @@ def safe_path(entry: str, name: str) -> PurePosixPath | None:
 def printable(text: str) -> str:
     """A name as JSON and a database can hold it."""
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")[:200]
+
+
+class _Places:
+    """Which places are taken, as a file system sees it that knows no case and no composed letters."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._taken: set[bytes] = set()
+
+    def take(self, entry: str) -> None:
+        """Raises FileError when an earlier entry has the same place, exactly or but for case."""
+        same = unicodedata.normalize("NFC", str(PurePosixPath(entry))).casefold().encode(errors="surrogateescape")
+        digest = hashlib.blake2b(same, digest_size=12).digest()
+        if digest in self._taken:
+            reason = f"two entries claim the same place, exactly or but for upper and lower case: {shown(entry)}"
+            raise FileError(self._name, "duplicate_entry", reason, field=printable(entry))
+        self._taken.add(digest)
 
 
 def _write(content: IO[bytes], size: int, entry: str, name: str, target: Path) -> None:

@@ -41,10 +41,12 @@ class Fetcher:
     """Limits of a fetch; a test replaces schemes and allowed to reach its own server."""
 
     max_bytes: int
-    timeout_seconds: float = 30.0
+    timeout_seconds: float = 10.0
     max_redirects: int = 3
     schemes: tuple[str, ...] = ("https",)
     allowed: Callable[[str], bool] = is_public
+    domains: tuple[str, ...] = ()
+    """Hosts that may be asked, with everything below them; empty: any public one."""
 
     def fetch(self, url: str, field: str) -> bytes:
         """The body. Raises RowError."""
@@ -85,6 +87,10 @@ class Fetcher:
             usable = False
         if not usable:
             reason = f"{shown(url)} is no plain {' or '.join(self.schemes)} URL"
+            raise RowError(field, "image_url_refused", reason)
+        host = (urlsplit(url).hostname or "").rstrip(".")
+        if self.domains and not any(host == domain or host.endswith(f".{domain}") for domain in self.domains):
+            reason = f"{shown(host)} is none of the hosts that images are fetched from: {', '.join(self.domains)}"
             raise RowError(field, "image_url_refused", reason)
 
     def _get(self, url: str, deadline: float) -> tuple[int, str, bytes]:

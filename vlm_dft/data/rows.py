@@ -17,6 +17,7 @@ from typing import Any
 
 from vlm_dft.config import DatasetFormat, ValidationConfig
 from vlm_dft.data.canonical import IMAGES_NAME, ImagePart, Message, Row, TextPart
+from vlm_dft.data.decoder import Decoders
 from vlm_dft.data.draft import Draft, Picture, Turn, check, check_text
 from vlm_dft.data.formats import PARSERS
 from vlm_dft.data.images import ImageInfo, decode_data_uri, inspect, read_image
@@ -58,6 +59,8 @@ class RowReader:
     config: ValidationConfig
     source: Source
     format: DatasetFormat
+    decoders: Decoders | None = None
+    """None: pictures are decoded in this process."""
 
     def prepare(self, record: dict[str, Any], number: int) -> Prepared:
         """Raises RowError."""
@@ -81,6 +84,8 @@ class RowReader:
         embedded = self._embedded(picture)
         content = self.source.picture_path(picture) if embedded is None else embedded
         data = content if isinstance(content, bytes) else read_image(content, picture.field, limits)
+        if self.decoders is not None:
+            return OpenedPicture(self.decoders.inspect(data, picture.field), content)
         return OpenedPicture(inspect(data, picture.field, limits, self.config.pixels), content)
 
     def _embedded(self, picture: Picture) -> bytes | None:
@@ -98,7 +103,8 @@ class RowReader:
         if is_url:
             from vlm_dft.data.fetch import Fetcher  # httpcore, which a machine that only trains may lack
 
-            return Fetcher(limits.max_image_bytes).fetch(reference, picture.field)
+            fetcher = Fetcher(limits.max_image_bytes, domains=self.config.image_url_domains)
+            return fetcher.fetch(reference, picture.field)
         return decode_data_uri(reference, picture.field, limits)
 
 

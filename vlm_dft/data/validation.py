@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from typing import IO
 
 from vlm_dft.config import DatasetFormat, ValidationConfig
 from vlm_dft.data.canonical import MANIFEST_NAME, ROWS_NAME, Manifest, Row
+from vlm_dft.data.decoder import DecoderLimits, Decoders, decoders
 from vlm_dft.data.formats import detect
 from vlm_dft.data.problems import FileError, RowError, shown
 from vlm_dft.data.process import keep_torch_out, memory_limit
@@ -41,8 +43,11 @@ _WINDOW_BYTES = 128 * 2**20
 _PROGRESS_SECONDS = 1.0
 
 
-def validate(config: ValidationConfig, run: RunDir) -> ValidationReport:
-    """Validate config.source into run's dataset directory. Raises ModelError for the tokenizer, DiskFullError."""
+def validate(config: ValidationConfig, run: RunDir, *, isolated: bool = False) -> ValidationReport:
+    """Validate config.source into run's dataset directory. Raises ModelError for the tokenizer, DiskFullError.
+
+    isolated: pictures are decoded in processes of their own, so that one that breaks its decoder costs only its row.
+    """
     keep_torch_out()
     template = load_template(config.tokenizer) if config.tokenizer else None
     run.write_progress(Progress(phase="validating", items_done=0))
@@ -53,8 +58,12 @@ def validate(config: ValidationConfig, run: RunDir) -> ValidationReport:
             TemporaryDirectory(prefix=".unpacked-", dir=run.path) as work,
         ):
             source = open_source(config, Path(work) / "files")
-            with directory_in_place(run.dataset_path) as target:
-                return _Validation(config, run, source, template, target).run()
+            decoder = DecoderLimits(memory_bytes=min(MEMORY_BYTES, DecoderLimits.memory_bytes))
+            with (
+                decoders(config.limits, config.pixels, decoder) if isolated else nullcontext() as pool,
+                directory_in_place(run.dataset_path) as target,
+            ):
+                return _Validation(config, run, source, template, target, pool).run()
     except FileError as error:
         return _unreadable(config, error.problem)
     except _RefusedError as error:
@@ -103,13 +112,20 @@ class _Validation:
     """One run over one source."""
 
     def __init__(
-        self, config: ValidationConfig, run: RunDir, source: Source, template: ChatTemplate | None, target: Path
+        self,
+        config: ValidationConfig,
+        run: RunDir,
+        source: Source,
+        template: ChatTemplate | None,
+        target: Path,
+        decoders: Decoders | None,
     ) -> None:
         self.config = config
         self.directory = run
         self.source = source
         self.template = template
         self.target = target
+        self.decoders = decoders
         self.counts = _Counts()
         self.fingerprint = hashlib.sha256()
         self.started = time.monotonic()
@@ -121,7 +137,7 @@ class _Validation:
         records = read_records(self.source.data_file, self.source.name, self.config.limits.max_row_bytes)
         first, records = _peek(records)
         chosen = self._format(first)
-        reader = RowReader(self.config, self.source, chosen)
+        reader = RowReader(self.config, self.source, chosen, self.decoders)
         with (self.target / ROWS_NAME).open("w", encoding="utf-8") as rows:
             for record, outcome in _in_order(reader, records):
                 self._take(record, outcome, rows)

@@ -37,6 +37,7 @@ def validation_config(
         system_prompt=options.system_prompt,
         max_invalid_fraction=options.max_invalid_fraction,
         allow_image_urls=settings.allow_image_urls,
+        image_url_domains=settings.image_url_domains,
     )
 
 
