@@ -23,20 +23,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Text, make_url, select, update
+from sqlalchemy import make_url, select, update
 from sqlalchemy.orm import Session
 
 from service.jobs.database import open_database
 from service.jobs.garbage import TRASH
-from service.jobs.tables import Base, Checkpoint, File, JSONDocument, Model
+from service.jobs.stored_paths import StoredDocument, StoredPath
+from service.jobs.tables import Base, Checkpoint, File, Model
 from service.settings import Settings
 from vlm_dft.errors import VlmDftError
 from vlm_dft.run_dir import CHECKPOINT_MARKER, directory_in_place, write_json
 
 TREES: Final = ("files", "runs", "scores")
 _SECRET: Final = "secret"  # noqa: S105 - a file's name
-_PATHS: Final = frozenset({"path", "run_path", "dataset_path"})
-_WITH_PATHS: Final = frozenset({"config"})
 
 
 class BackupError(VlmDftError):
@@ -114,8 +113,7 @@ def relocate(s: Session, before: Path, after: Path) -> None:
     if before == after:
         return
     for table in Base.metadata.sorted_tables:
-        names = [c.name for c in table.columns if c.name in _PATHS and isinstance(c.type, Text)]
-        names += [c.name for c in table.columns if c.name in _WITH_PATHS and isinstance(c.type, type(JSONDocument))]
+        names = [c.name for c in table.columns if isinstance(c.type, StoredPath | StoredDocument)]
         if not names:
             continue
         keys = list(table.primary_key.columns)

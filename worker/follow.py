@@ -7,6 +7,7 @@ stores the news calls ``keep`` afterwards, and until then each look repeats it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,10 @@ class News:
 class Follower:
     """Follows one run directory."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, counts: Callable[[Checkpoint], bool] = lambda _: True) -> None:
+        """counts: whether a complete checkpoint is to be told of yet."""
         self.run = run
+        self._counts = counts
         self._offset = 0
         self._progress: Progress | None = None
         self._steps: frozenset[int] = frozenset()
@@ -49,7 +52,7 @@ class Follower:
         """Read what was added since the last news that was kept."""
         metrics, offset = self._read_metrics()
         progress = self.run.read_progress()
-        checkpoints = self.run.complete_checkpoints()
+        checkpoints = [checkpoint for checkpoint in self.run.complete_checkpoints() if self._counts(checkpoint)]
         steps = frozenset(checkpoint.step for checkpoint in checkpoints)
         return News(
             metrics=metrics,

@@ -21,10 +21,13 @@ from service.jobs import store
 from service.jobs.database import Database
 from service.jobs.phases import Kind, Stop
 from service.settings import Settings
+from service.storage import StorageError
 from vlm_dft.config import RunConfig, SupervisionConfig
 from vlm_dft.errors import ConfigError, VlmDftError
 from vlm_dft.run_dir import Checkpoint, RunDir
 from worker.follow import Follower
+from worker.meanwhile import meanwhile
+from worker.mirror import open_mirror
 from worker.record import End, Outcome, record_crash, record_end, record_failure, record_news
 from worker.trainer_process import (
     TrainerProcess,
@@ -89,7 +92,8 @@ class Attempt:
         self._ranks = max(1, num_gpus) if claim.kind == Kind.FINE_TUNING else 1
         self._stop = stop
         self._run = RunDir(claim.run_path)
-        self._follower = Follower(self._run)
+        self._mirror = open_mirror(settings, claim)
+        self._follower = Follower(self._run, self._mirror.is_stored if self._mirror else lambda _: True)
         self._renewed_at = time.monotonic()
         self._renewals = 0
         self._next_beat = 0.0
@@ -103,6 +107,8 @@ class Attempt:
         """Start the trainer, see it through, record how it ended. Returns when its process group is gone."""
         max_crashes = self._settings.max_crashes
         try:
+            if self._mirror is not None:
+                meanwhile(self._mirror.fetch_inputs, self._renew, self._settings.poll_seconds)
             process = self._start()
         except VlmDftError as error:
             failure = error
@@ -114,10 +120,35 @@ class Attempt:
             self._supervise(process)
         finally:
             exit_code = process.finish()
+            if self._mirror is not None:
+                self._mirror.ask_to_stop()
+        if self._mirror is not None and not self._is_lost:
+            try:
+                meanwhile(self._mirror.finish, self._renew, self._settings.poll_seconds)
+            except StorageError as error:
+                failure = error
+                return self._settle(lambda s: record_failure(s, self._claim, failure, max_crashes=max_crashes))
         if self._is_lost:
             log.warning("the lease is lost: the trainer was killed and nothing is written")
             return Outcome.LOST
-        return self._settle(lambda s: self._record_end(s, exit_code))
+        outcome = self._settle(lambda s: self._record_end(s, exit_code))
+        if self._mirror is not None and outcome is not Outcome.LOST:
+            self._mirror.forget_local()
+        return outcome
+
+    def _renew(self) -> None:
+        """Keep the lease, when it is time to, while no trainer runs."""
+        began = time.monotonic()
+        if began < self._next_beat:
+            return
+        try:
+            with self._database.write() as session:
+                renewal = store.renew(session, self._claim, self._settings.lease_seconds, None)
+        except (OperationalError, InterfaceError) as error:
+            log.warning("the database did not take the heartbeat: trying again", error=str(error.orig))
+            return
+        self._is_lost = self._is_lost or renewal is None
+        self._renewed_at, self._next_beat = began, began + self._settings.heartbeat_seconds
 
     def _start(self) -> TrainerProcess:
         """Raises VlmDftError or OSError."""
@@ -134,6 +165,8 @@ class Attempt:
         if self._settings.isolate_trainers and not needs_network(config):
             command = isolated(command)
         process = TrainerProcess(command, environment, self._run.path, self._run.log_path)
+        if self._mirror is not None:
+            self._mirror.start()
         log.info("trainer started", pid=process.pid, run=str(self._run.path))
         return process
 
@@ -220,6 +253,8 @@ class Attempt:
             self._is_lost = True
             return
         self._follower.keep(news)
+        if self._mirror is not None:
+            self._mirror.settle(news.steps)
         self._is_resume_noted = True
         self._renewed_at = began
         self._next_beat = began + self._settings.heartbeat_seconds

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
 
+from service.jobs.stored_paths import translate_paths
 from service.settings import Settings
 
 SQLITE_BUSY_MILLISECONDS = 15_000
@@ -70,7 +71,8 @@ def _lock_key(name: str) -> int:
 class Database:
     """One database: its connections, and its schema's version. Open it after a fork, never before."""
 
-    def __init__(self, url: str | URL) -> None:
+    def __init__(self, url: str | URL, *, data: Path | None = None) -> None:
+        """data: where this host keeps what others know by its name in the object store (``stored_paths``)."""
         self.url = make_url(url)
         self.before_commit: list[Callable[[Session], None]] = []
         """Run at the end of each write transaction that did not raise, within it."""
@@ -81,6 +83,8 @@ class Database:
         engine = create_engine(self.url, pool_size=10, max_overflow=40, pool_pre_ping=not self.is_sqlite)
         if self.is_sqlite:
             _prepare_sqlite(engine, foreign_keys=True)
+        if data is not None:
+            translate_paths(engine, data)
         self._write = engine.execution_options(sqlite_begin="BEGIN IMMEDIATE", sqlite_query_only="OFF")
         self._read = engine.execution_options(
             sqlite_begin="BEGIN", sqlite_query_only="ON", **({} if self.is_sqlite else {"postgresql_readonly": True})
@@ -145,7 +149,7 @@ class Database:
 
 def open_database(settings: Settings) -> Database:
     """The service's database; its schema is brought up by ``upgrade()``, not here."""
-    return Database(settings.resolved_database_url)
+    return Database(settings.resolved_database_url, data=settings.data if settings.storage_url else None)
 
 
 def _alembic_config() -> Config:

@@ -24,6 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from service.jobs.stored_paths import StoredDocument, StoredPath
+
 Document = dict[str, Any]
 JSONDocument = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -114,7 +116,7 @@ class Job(Base):
 
     request: Mapped[Document]
     """The accepted request, as echoed to clients."""
-    config: Mapped[Document]
+    config: Mapped[Document] = mapped_column(StoredDocument)
     """The resolved RunConfig, without the paths that an attempt adds."""
     model: Mapped[str | None]
     """Public name of the base model, or of the model to evaluate."""
@@ -127,7 +129,7 @@ class Job(Base):
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int | None]
     fine_tuned_model: Mapped[str | None]
-    run_path: Mapped[str]
+    run_path: Mapped[str] = mapped_column(StoredPath)
     """Absolute path of the directory that holds attempt-<n> run directories."""
     origin: Mapped[Document | None]
     """Id and trace context of the request that submitted it (``service.tracing``)."""
@@ -182,7 +184,7 @@ class Attempt(Base):
     fence: Mapped[int]
     worker: Mapped[str]
     device: Mapped[str]
-    run_path: Mapped[str]
+    run_path: Mapped[str] = mapped_column(StoredPath)
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
     exit_reason: Mapped[str | None] = mapped_column(Text)
@@ -200,7 +202,7 @@ class Checkpoint(Base):
     name: Mapped[str] = mapped_column(unique=True)
     """ft:...:ckpt-step-N"""
     step: Mapped[int]
-    path: Mapped[str]
+    path: Mapped[str] = mapped_column(StoredPath)
     """Absolute path of the checkpoint directory."""
     metrics: Mapped[Document]
     created_at: Mapped[float]
@@ -231,7 +233,7 @@ class File(Base):
     status: Mapped[str]
     """uploaded, processed or error, as OpenAI has it."""
     status_details: Mapped[str | None] = mapped_column(Text)
-    path: Mapped[str]
+    path: Mapped[str] = mapped_column(StoredPath)
     """Absolute path of the stored bytes, or of the registered directory."""
     registered: Mapped[bool] = mapped_column(default=False)
     """Registered by server path: never deleted from disk."""
@@ -241,7 +243,7 @@ class File(Base):
     expires_at: Mapped[float | None]
     deleted_at: Mapped[float | None]
     validation_report: Mapped[Document | None]
-    dataset_path: Mapped[str | None]
+    dataset_path: Mapped[str | None] = mapped_column(StoredPath)
     """Canonical dataset directory, once processed."""
     fingerprint: Mapped[str | None]
 
@@ -273,7 +275,7 @@ class UploadPart(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
     bytes: Mapped[int]
-    path: Mapped[str]
+    path: Mapped[str] = mapped_column(StoredPath)
     created_at: Mapped[float]
 
 
@@ -285,7 +287,7 @@ class Model(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     """ft:{root}:{project}:{suffix}:{short job id}"""
     project: Mapped[str] = mapped_column(index=True)
-    path: Mapped[str]
+    path: Mapped[str] = mapped_column(StoredPath)
     """Absolute path of the exported directory."""
     root: Mapped[str]
     """Public name of the base model at the root of the chain."""
