@@ -4,7 +4,7 @@ import { h, show, svg } from "./dom.js";
 import { number } from "./format.js";
 
 const HEIGHT = 190;
-const EDGE = { left: 48, right: 10, top: 8, bottom: 24 };
+const EDGE = { left: 52, right: 10, top: 8, bottom: 24 };
 const FEW = 12;  // points of a curve that are marked one by one
 const INKS = ["one", "two", "three", "four", "five"];
 
@@ -12,12 +12,12 @@ const INKS = ["one", "two", "three", "four", "five"];
  * A chart of several curves. series: [{ name, key, points? }]; update(points) draws; a point has step, each key, and
  * where it stands for many steps also min and max. Series with points of their own keep them.
  */
-export function curves(title, series, { format = number } = {}) {
+export function curves(title, series, { format = number, axis = format } = {}) {
   const legend = h("ul.legend");
   const readout = h("p.readout", { "aria-live": "polite" });
   const picture = svg("svg", { role: "img", tabindex: "0", focusable: "true" });
   const element = h("figure.chart", null, h("figcaption", null, title), legend, picture, readout);
-  const chart = { title, series, format, element, legend, readout, picture, points: [], at: null, width: 0 };
+  const chart = { title, series, format, axis, element, legend, readout, picture, points: [], at: null, width: 0 };
   chart.update = (points) => { chart.points = points; draw(chart); };
   new ResizeObserver(([entry]) => {
     const width = Math.round(entry.contentRect.width);
@@ -103,10 +103,10 @@ export function ticksOf(low, high) {
   return Array.from({ length: Math.ceil(high / step) - first + 1 }, (_, index) => Number(((first + index) * step).toPrecision(12)));
 }
 
-function axes({ scale, format }) {
+function axes({ scale, axis }) {
   const across = scale.ticks.flatMap((value) => [
     svg("line.grid", { x1: EDGE.left, x2: scale.width - EDGE.right, y1: scale.y(value), y2: scale.y(value) }),
-    svg("text", { x: EDGE.left - 6, y: scale.y(value) + 4, "text-anchor": "end" }, format(value)),
+    svg("text", { x: EDGE.left - 6, y: scale.y(value) + 4, "text-anchor": "end" }, axis(value)),
   ]);
   const steps = [...new Set([scale.left, Math.round((scale.left + scale.right) / 2), scale.right])];
   const below = steps.map((step, index) =>

@@ -49,7 +49,7 @@ export function table(label, columns, rows) {
   const body = rows.map((row) =>
     h("tr", null, columns.map(([title, cell, kind]) => h("td", { "data-title": title, class: kind }, cell(row)))),
   );
-  return h("div.scroll", { role: "region", "aria-label": label, tabindex: "0" },
+  return h("div.scroll", { role: "group", "aria-label": label, tabindex: "0" },
     h("table", null, h("caption.unseen", null, label), h("thead", null, head), h("tbody", null, body)));
 }
 
@@ -71,7 +71,7 @@ export function progress(percent, label) {
 
 /** A number with its name, as the top of a page has it. */
 export function tile(name, value, note) {
-  return h("div.tile", null, h("span.name", null, name), h("span.value", null, value), note && h("span.note", null, note));
+  return h("div.tile", null, h("span.name", null, name), h(String(value).length > 24 ? "code.value" : "span.value", null, value), note && h("span.note", null, note));
 }
 
 /** Where a job is, as a word in its colour. */

@@ -3,8 +3,8 @@
 import { h, show, svg } from "./dom.js";
 import { number, percent } from "./format.js";
 
-const WIDTH = 480;
-const HEIGHT = 200;
+const WIDTH = 640;
+const HEIGHT = 220;
 const EDGE = { left: 44, right: 8, top: 8, bottom: 34 };
 
 /** A figure; update(rows) takes GET .../histograms: step, split, part, bin_edges, counts. */

@@ -89,12 +89,21 @@ class Page {
         if (error.status !== 0 && error.status !== 429 && !(error.status >= 500)) return this.fail(error);
         wait = Math.min(10, wait * 1.5);
       }
-      await new Promise((resolve) => {
-        const timer = setTimeout(resolve, wait * 1000);
-        this.signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
-      });
+      await pause(wait, this.signal);
     }
   }
+}
+
+/** So many seconds; less when the page is left, seen again after it was hidden, or the network comes back. */
+function pause(seconds, signal) {
+  return new Promise((resolve) => {
+    const over = new AbortController();
+    const end = () => { clearTimeout(timer); over.abort(); resolve(); };
+    const timer = setTimeout(end, seconds * 1000);
+    signal.addEventListener("abort", end, { signal: over.signal });
+    addEventListener("online", end, { signal: over.signal });
+    document.addEventListener("visibilitychange", () => document.hidden || end(), { signal: over.signal });
+  });
 }
 
 function askForKey(error) {

@@ -54,7 +54,7 @@ export async function render(root, page, id) {
     show(place.arms, ended ? null : overall(comparison), armTable(comparison));
     show(place.terms, termsOf(comparison));
     show(place.results, ...benchmarkTables(comparison));
-    show(place.sweep, comparison.sweep.length > 1 ? section("Sweep", null, sweepTable(comparison.sweep)) : null);
+    show(place.sweep, isSweep(comparison.sweep) ? section("Sweep", null, sweepTable(comparison.sweep)) : null);
   };
   const drawCurves = async () => {
     const found = await get(`${path}/curves`, { keys: charts.map(({ key }) => key).join(","), resolution: 200 }, page.signal);
@@ -72,6 +72,11 @@ export async function render(root, page, id) {
     await drawCurves();
     return !TERMINAL.has(comparison.status);
   });
+}
+
+/** More than one value of something beside the objective. */
+function isSweep(cells) {
+  return ["learning_rate", "batch_size"].some((name) => new Set(cells.map((cell) => cell[name])).size > 1) || cells.some((cell) => cell.arms.length > 1);
 }
 
 function overall(comparison) {

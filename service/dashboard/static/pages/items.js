@@ -97,7 +97,7 @@ function answered(title, answer, id) {
 
 /** An <img> whose bytes are fetched with the key; it says so where there is none. */
 export function keyedPicture(path, alt, page, kind = "picture") {
-  const image = h(`img.${kind}`, { alt, loading: "lazy" });
+  const image = h(`img.${kind}`, { alt });
   picture(path, page.signal).then(
     (address) => {
       image.src = address;

@@ -5,6 +5,7 @@ import { failure, facts, h, phase, section, show, tile } from "../dom.js";
 import { TERMINAL, bytes, duration, jobName, number, reason, short, time } from "../format.js";
 import { jobCharts } from "./job_charts.js";
 import { jobOutputs } from "./job_outputs.js";
+import { jobReport } from "./job_report.js";
 import { timeline } from "./job_timeline.js";
 
 /** What may be asked of a job in which phase. */
@@ -22,6 +23,7 @@ export async function render(root, page, id) {
   const parts = { head: h("div.head"), trouble: h("div"), state: h("div"), line: h("div"), about: h("div") };
   const charts = jobCharts(path, page);
   const outputs = jobOutputs(path, page);
+  const report = jobReport(path, page);
   const recent = { events: [] };
 
   const act = async (name) => {
@@ -42,11 +44,11 @@ export async function render(root, page, id) {
     show(parts.about, about(job));
   };
   draw();
-  root.replaceChildren(parts.head, parts.trouble, parts.state, section("Phases", null, parts.line), charts.element, outputs.element, section("Settings", null, parts.about));
+  root.replaceChildren(parts.head, parts.trouble, parts.state, section("Phases", null, parts.line), report.element, charts.element, outputs.element, section("Settings", null, parts.about));
   const refresh = async () => { job = await get(path, {}, page.signal); draw(); };
   page.every(2, async () => {
     await refresh();
-    await Promise.all([charts.load(job), outputs.load(job)]);
+    await Promise.all([charts.load(job), outputs.load(job), report.load(job)]);
     return !TERMINAL.has(job.phase);
   });
   follow(`${path}/events/stream`, page, (event) => {

@@ -7,18 +7,19 @@ import { percent } from "../format.js";
 import { histogram } from "../histogram.js";
 
 const RESOLUTION = 300;
+const PERCENT = { format: percent, axis: (value) => percent(value, 0) };
 const CHARTS = [
   ["Raw NLL and the objective's own loss", [["raw NLL", "nll"], ["objective loss", "objective_loss"], ["held-out NLL", "valid_nll"]]],
   ["Mean weight of a token", [["mean weight", "mean_weight"], ["effective sample size", "effective_sample_size"], ["share below 0.1", "share_p_below_01"]]],
   ["NLL of ending the turn", [["EOS NLL", "eos_nll"], ["entropy", "entropy"]]],
-  ["Token accuracy", [["training", "token_accuracy"], ["held-out", "valid_token_accuracy"], ["benchmark probe", "probe_value"]], { format: percent }],
+  ["Token accuracy", [["training", "token_accuracy"], ["held-out", "valid_token_accuracy"], ["benchmark probe", "probe_value"]], PERCENT],
   ["Throughput", [["tokens per second", "tokens_per_second"]]],
   ["Gradient norm", [["gradient norm", "grad_norm"]]],
 ];
 const MORE = [
   ["Learning rate", [["learning rate", "learning_rate"]]],
   ["Peak memory in GiB", [["peak memory", "peak_memory_gib"]]],
-  ["Time spent waiting for data", [["share of a step", "data_wait_share"]], { format: percent }],
+  ["Time spent waiting for data", [["share of a step", "data_wait_share"]], PERCENT],
 ];
 const KEYS = [...new Set([...CHARTS, ...MORE].flatMap(([, series]) => series.map(([, key]) => key)))];
 
