@@ -10,6 +10,7 @@ import typer
 from cli import (
     benchmarks,
     compare,
+    control,
     doctor,
     estimate,
     evaluate,
@@ -54,6 +55,8 @@ app.command()(show.jobs)
 app.command()(show.logs)
 app.command()(show.histograms)
 app.command()(show.cancel)
+for command in (control.pause, control.resume, control.start, control.clone, control.priority):
+    app.command()(command)
 app.add_typer(show.models_app, name="models")
 app.command()(doctor.doctor)
 app.command()(upkeep.gc)

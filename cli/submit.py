@@ -35,6 +35,9 @@ def submit(
     limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,
     dataset_format: Annotated[str | None, typer.Option(help="wethink, openai or sharegpt; found out if unset.")] = None,
     max_invalid_fraction: Annotated[float | None, typer.Option(help="Share of invalid rows to leave out.")] = None,
+    priority: Annotated[str | None, typer.Option(help="low, normal, high or a number.")] = None,
+    deadline_seconds: Annotated[float | None, typer.Option(help="Fail when not ended so long after queueing.")] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Queue it, or leave that to `start`.")] = True,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job to its end.")] = True,
 ) -> None:
     """Upload data, wait for its validation, submit a fine-tuning job and follow it."""
@@ -43,7 +46,11 @@ def submit(
     if lora:
         supervised["adapter"] = {"type": "lora"}
     put_pairs(supervised, hyperparameter or [], within="hyperparameters")
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {} if start else {"auto_start": False}
+    if priority is not None:
+        extra["priority"] = number_or_word(priority)
+    if deadline_seconds is not None:
+        extra["deadline_seconds"] = deadline_seconds
     if benchmarks:
         extra["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
     with readable_errors():
@@ -60,6 +67,7 @@ def submit(
             extra_body=extra,
         )
         out.print(f"job {job.id}", highlight=False)
+        watch = watch and start
         if watch and follow(client, job.id, _POLL_SECONDS)["status"] != "succeeded":
             raise typer.Exit(EXIT_FAILED)
         if not watch:
@@ -127,7 +135,9 @@ def print_problems(problems: Iterable[RowProblem]) -> None:
 
 def _print_position(job: dict[str, Any]) -> None:
     queue = job.get("queue") or {}
-    out.print(f"status {job['status']}, position {queue.get('position')}: vlm-dft watch {job['id']}", highlight=False)
+    place = f"position {queue['position']}" if queue.get("position") else queue.get("blocked_reason") or job["phase"]
+    verb = "start" if job["phase"] == "created" else "watch"
+    out.print(f"status {job['status']}, {place}: vlm-dft {verb} {job['id']}", highlight=False)
 
 
 def benchmark_list(names: str, limit: int | None) -> list[dict[str, Any]]:
@@ -154,11 +164,12 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
         key, separator, text = pair.partition("=")
         if not separator or not key:
             raise typer.BadParameter(f"--set takes KEY=VALUE, not {pair!r}")
-        parsed[key] = _number(text)
+        parsed[key] = number_or_word(text)
     return parsed
 
 
-def _number(text: str) -> Any:
+def number_or_word(text: str) -> Any:
+    """A number or a truth value where the text is one, else the text."""
     for kind in (int, float):
         try:
             return kind(text)

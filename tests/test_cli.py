@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from running_service import COMMAND, RunningService
+from running_service import COMMAND, RunningService, ended, extension
+from throwaway import wait_until
 from uploads_for_tests import wethink_archive
 
 from vlm_dft.tiny import build_tiny_vlm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
 
+STEPS = "method.supervised.hyperparameters.max_steps"
 MATHVISION_ITEM = {
     "id": "1",
     "question": "Which colour is the disc?\n<image1>",
@@ -76,6 +80,43 @@ def test_submit_follows_a_job_to_its_model_and_scores(service: RunningService, d
     assert "native-rules/v1" in scored.stdout
     assert service.run("models", "delete", tuned).returncode == 0
     assert tuned not in service.run("models").stdout
+
+
+def test_paused_job_lets_another_train_and_ends_with_the_same_weights(service: RunningService, directory: Path) -> None:
+    """The real trainer on the only worker: its twin trains from start to end while the job is paused."""
+    client = service.client(strict=True)
+    jobs = client.fine_tuning.jobs
+    numbers = ["--set", "max_steps=60", "--set", "n_epochs=100", "--set", "batch_size=4", "--seed", "7", "--no-watch"]
+    answer = service.run("submit", str(directory / "train.tar.gz"), "--model", "tiny-vl", *numbers, "--no-start")
+    assert "not_started: vlm-dft start" in answer.stdout, answer.stdout + answer.stderr
+    paused = re.search(r"ftjob-\w+", answer.stdout)[0]
+    assert f"{paused} queued, position 1" in service.run("start", paused).stdout
+
+    def job(job_id: str) -> dict[str, Any]:
+        return extension(client, f"/fine_tuning/jobs/{job_id}")
+
+    wait_until(lambda: (job(paused)["progress"] or {"step": 0})["step"] >= 2, 90, "a second step", interval=0.05)
+    assert jobs.pause(paused).phase == "pausing"
+    wait_until(lambda: job(paused)["phase"] == "paused", 60, "the device is free", interval=0.1)
+    twin = re.search(r"(ftjob-\w+) queued", service.run("clone", paused, "--set", "auto_start=true").stdout)[1]
+    alone = wait_until(lambda: ended(client, twin), 120, "the twin ends", interval=0.3)
+    assert service.run("resume", paused).returncode == 0
+    resumed = wait_until(lambda: ended(client, paused), 120, "the resumed job ends", interval=0.3)
+    assert (alone.status, resumed.status) == ("succeeded", "succeeded")
+    assert resumed.result["model_sha256"] == alone.result["model_sha256"]
+    assert resumed.trained_tokens == alone.trained_tokens
+    first, second = extension(client, f"/fine_tuning/jobs/{paused}/attempts")["data"]
+    assert first["exit_reason"] == "paused"
+    assert 2 <= second["resumed_from_step"] < 60
+
+    endless = re.search(r"(ftjob-\w+)", service.run("clone", twin, "--set", f"{STEPS}=100000").stdout)[1]
+    assert job(endless)["cloned_from"] == twin
+    wait_until(lambda: (job(endless)["progress"] or {"step": 0})["step"] >= 1, 90, "a step", interval=0.05)
+    asked = time.monotonic()
+    jobs.cancel(endless)
+    assert wait_until(lambda: ended(client, endless), 30, "its end", interval=0.1).status == "cancelled"
+    assert time.monotonic() - asked < 30
+    assert not any(worker["busy"] for worker in extension(client, "/workers")["data"]), "the device is free"
 
 
 def test_refused_file_is_told_row_by_row(service: RunningService, directory: Path) -> None:

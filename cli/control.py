@@ -1,0 +1,61 @@
+"""Control a job after its submit: `vlm-dft pause`, `resume`, `start`, `clone`, `priority`; `cancel` is in ``show``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import connect, out, post, readable_errors
+from cli.submit import number_or_word, put_pairs
+from cli.watch import job_path
+
+JobId = Annotated[str, typer.Argument(help="ftjob-...")]
+
+
+def pause(job_id: JobId) -> None:
+    """Take a job out of the queue, or let it write a checkpoint and give its device back."""
+    _ask(job_id, "pause")
+
+
+def resume(job_id: JobId) -> None:
+    """Let a paused job wait again; it goes on from its newest checkpoint."""
+    _ask(job_id, "resume")
+
+
+def start(job_id: JobId) -> None:
+    """Queue a job that was submitted with --no-start."""
+    _ask(job_id, "start")
+
+
+def clone(
+    job_id: JobId,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="suffix=b, or method.supervised.hyperparameters.batch_size=8; repeatable."),
+    ] = None,
+) -> None:
+    """Submit a job's request again, changed by what is given."""
+    body: dict[str, Any] = {}
+    put_pairs(body, changes or [])
+    _ask(job_id, "clone", body)
+
+
+def priority(job_id: JobId, value: Annotated[str, typer.Argument(help="low, normal, high or a number.")]) -> None:
+    """Let a waiting job go earlier or later: a higher number goes first."""
+    with readable_errors():
+        job = connect().patch(job_path(job_id), cast_to=object, body={"priority": number_or_word(value)})
+    _show(job)
+
+
+def _ask(job_id: str, what: str, body: dict[str, Any] | None = None) -> None:
+    with readable_errors():
+        job = post(connect(), f"{job_path(job_id)}/{what}", body or {})
+    _show(job)
+
+
+def _show(job: Any) -> None:
+    queue = job.get("queue") or {}
+    place = f", position {queue['position']}" if queue.get("position") else ""
+    reason = f", {queue['blocked_reason']}" if queue.get("blocked_reason") else ""
+    out.print(f"{job['id']} {job['phase']}{place}{reason}", highlight=False)
