@@ -1,4 +1,4 @@
-"""What a request for a job is resolved into: every option there is, defaults, limits; and jobs stored by older versions."""
+"""What a request for a job is resolved into: every option there is, defaults, limits; and jobs of older versions."""
 
 from __future__ import annotations
 
