@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,8 @@ ROOT_VARIABLE: Final = "VLM_DFT_VLMEVAL_ROOT"
 RUNNER: Final = Path(__file__).with_name("runner.py")
 CHECK_SECONDS: Final = 60.0
 SOURCE: Final = "https://github.com/open-compass/VLMEvalKit"
+COMMIT: Final = "e8e78f05f3080fe28154f2130321f17951c3be94"
+"""What the image installs, and what our rules were compared with. Scores by another commit are not comparable."""
 
 # Module -> what pip calls it. VLMEvalKit imports all of its benchmarks at once, so most of these are for others than
 # ours; its own requirements.txt names a hundred more.
@@ -79,7 +82,8 @@ def find_installation(environment: Mapping[str, str] = os.environ) -> Installati
     if not (python and root):
         unset = [name for name in (PYTHON_VARIABLE, ROOT_VARIABLE) if not environment.get(name)]
         remedy = (
-            f"clone {SOURCE} somewhere, make a virtual environment for it ({_pip('VENV/bin/python', REQUIREMENTS)}), "
+            f"clone {SOURCE} somewhere, check {COMMIT[:8]} out, make a virtual environment for it "
+            f"({_pip('VENV/bin/python', REQUIREMENTS)}), "
             f"and set {PYTHON_VARIABLE}=VENV/bin/python and {ROOT_VARIABLE}=CHECKOUT"
         )
         reason = f"{' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set"
@@ -141,3 +145,17 @@ def _commit(root: Path) -> str:
         path = root / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     return f"files-{digest.hexdigest()[:8]}"
+
+
+def main() -> int:
+    """Say what was found; for whoever builds an image."""
+    found = find_installation()
+    if isinstance(found, Unavailable):
+        print(f"{found.reason}: {found.remedy}", file=sys.stderr)
+        return 1
+    print(f"{found.scorer} in {found.root}, {', '.join(f'{name} {each}' for name, each in found.versions.items())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
