@@ -144,6 +144,15 @@ def test_a_clone_is_the_same_request_but_for_what_is_named(api: Api) -> None:
     assert (train["learning_rate"], train["batch_size"], train["seed"]) == (1e-3, 4, 7)
     refused = api.http().post(f"{JOBS}/{same['id']}/clone", json={"method": {"supervised": {"polish": 1}}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "method.supervised.polish")
+    assert (
+        api.http().post(f"{JOBS}/{same['id']}/clone", json={"cloned_from": "x"}).json()["error"]["param"]
+        == "cloned_from"
+    )
+    deep: Any = 1
+    for _ in range(900):
+        deep = {"a": deep}
+    for nested in ({"method": {"supervised": deep}}, {"metadata": deep}, {"nothing": deep}):
+        assert api.http().post(f"{JOBS}/{same['id']}/clone", json=nested).status_code == 400
     retry = {"x-stainless-retry-count": "1"}
     again = api.http().post(f"{JOBS}/{original['id']}/clone", json={}, headers=retry).json()
     assert again["id"] == same["id"], "a retrying client makes no second clone"

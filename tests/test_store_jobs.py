@@ -174,7 +174,7 @@ def test_crashes_are_retried_up_to_the_limit(database: Database) -> None:
     assert (job.phase, job.attempt, job.crashes, job.error["code"]) == ("failed", 3, 3, "trainer_crashed")
 
 
-@pytest.mark.parametrize("code", ["invalid_training_file", "gpu_oom", "nan_loss", "invalid_config"])
+@pytest.mark.parametrize("code", ["invalid_training_file", "gpu_oom", "nan_loss", "invalid_config", "timeout"])
 def test_what_would_fail_again_is_never_retried(database: Database, code: str) -> None:
     taken = claimed(database)
     error = ErrorRecord(code=code, message="no", category="server", retryable=True)

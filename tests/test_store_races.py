@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 from store_samples import CRASHED, expire_lease, new_file, new_job, trained, validated
 
 from service.errors import FileInUseError, IdempotencyError, InvalidRequestError, InvalidStateError
-from service.jobs import store
+from service.jobs import order, store
+from service.jobs.caps import Caps
 from service.jobs.database import Database
 from service.jobs.files import delete_file
 from service.jobs.phases import Phase, Queue, Stop
@@ -174,6 +176,32 @@ def test_a_cancel_and_a_claim_agree(database: Database) -> None:
             renewal = write(database, store.renew, taken, 60, None)()
             assert renewal == store.Renewal(Stop.CANCEL)
             assert write(database, store.cancelled, taken)()
+
+
+def test_a_pause_and_a_claim_agree(database: Database) -> None:
+    for _ in range(6):
+        job = submit(database)
+        paused, taken = at_once(
+            [
+                write(database, store.pause, "default", job.id),
+                write(database, store.claim, Queue.GPU, "w1", "cpu", 60),
+            ]
+        )
+        if taken is None:
+            assert paused.phase == Phase.PAUSED
+        else:
+            assert paused.phase == Phase.PAUSING
+            assert write(database, store.renew, taken, 60, None)() == store.Renewal(Stop.PAUSE)
+            assert write(database, store.release, taken, "paused")()
+        assert write(database, store.cancel, "default", job.id)().phase == Phase.CANCELLED
+
+
+def test_claims_at_once_do_not_exceed_a_cap_together(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "caps_of", lambda *_: Caps(project_jobs=2))
+    for _ in range(8):
+        submit(database)
+    claims = at_once([write(database, store.claim, Queue.GPU, f"w{n}", "cpu", 60) for n in range(8)])
+    assert sum(claim is not None for claim in claims) == 2
 
 
 def test_a_file_is_either_deleted_or_used(database: Database) -> None:

@@ -91,6 +91,7 @@ def clone_job(
         given = store.get_job(s, project, job_id, Kind.FINE_TUNING).request
     original = {name: value for name, value in given.items() if name in CreateFineTuningJob.model_fields}
     merged = merge_patch(original, overrides)
+    validated(CreateFineTuningJob, merged)  # where cloned_from is no key that a client may give
     body = validated(CloneFineTuningJob, {**merged, "cloned_from": job_id})
     job = submit_resolved(
         database,
@@ -107,10 +108,13 @@ def clone_job(
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386: objects are merged key by key, null removes a key, anything else replaces."""
-    if not isinstance(patch, dict):
+    """As RFC 7386 has it: objects are merged key by key, null removes a key, anything else replaces.
+
+    No deeper than the target is, however deep the patch; a null in what is new means not given, as in every request.
+    """
+    if not isinstance(patch, dict) or not isinstance(target, dict):
         return patch
-    kept = dict(target) if isinstance(target, dict) else {}
+    kept = dict(target)
     for name, value in patch.items():
         if value is None:
             kept.pop(name, None)
