@@ -11,12 +11,15 @@ import sys
 import structlog
 from structlog.types import Processor
 
+from service.redaction import redact_event
+
 _SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.format_exc_info,
+    redact_event,
 ]
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.jobs import store
 from service.jobs.phases import Phase, Stop, may_retry
+from service.redaction import redacted
 from vlm_dft.errors import VlmDftError
 from vlm_dft.results import ErrorRecord, RunResult
 from vlm_dft.run_dir import RunDir
@@ -122,7 +123,7 @@ def record_crash(s: Session, claim: store.Claim, reason: str, *, max_crashes: in
     """The trainer ended without a result: the job recovers, or fails when it did so too often."""
     error = ErrorRecord(
         code="trainer_crashed",
-        message=f"{reason}. The end of its log:\n{log_tail}" if log_tail else reason,
+        message=redacted(f"{reason}. The end of its log:\n{log_tail}" if log_tail else reason),
         hint="Read the job's log; a crash that repeats at the same step is most often a lack of memory.",
         retryable=True,
     )

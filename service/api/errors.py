@@ -26,6 +26,7 @@ from service.errors import (
     TooLargeError,
     UnavailableError,
 )
+from service.redaction import redacted
 from vlm_dft.errors import DiskFullError, VlmDftError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -71,7 +72,8 @@ def error_response(
     merged = {**(headers or {}), "x-should-retry": "true" if should_retry else "false"}
     if status in (429, 503) or retry_after_seconds is not None:
         merged["retry-after"] = str(max(1, round(retry_after_seconds if retry_after_seconds is not None else 5)))
-    return JSONResponse(ErrorBody(error=error).model_dump(), status_code=status, headers=merged)
+    shown = error.model_copy(update={"message": redacted(error.message)})
+    return JSONResponse(ErrorBody(error=shown).model_dump(), status_code=status, headers=merged)
 
 
 def render(error: ServiceError) -> JSONResponse:

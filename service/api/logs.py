@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
-_SECRET_KEYS = frozenset({"authorization", "api_key", "secret", "password", "token", "cookie"})
-
-
-def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Blank values whose key says that they are secret."""
-    for key in event:
-        if key.lower() in _SECRET_KEYS:
-            event[key] = "***"
-    return event
+from service.redaction import redact_event
 
 
 def _to_stderr(*_: Any) -> structlog.WriteLogger:
@@ -32,8 +23,8 @@ def configure_logs() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            redact,
             structlog.processors.format_exc_info,
+            redact_event,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -11,6 +11,7 @@ from typing import Any
 
 from service.errors import NotFoundError
 from service.jobs.tables import Attempt
+from service.redaction import redacted
 from vlm_dft.results import Histogram
 from vlm_dft.run_dir import RunDir
 
@@ -81,4 +82,4 @@ def log_tail(attempts: Sequence[Attempt], number: int | None, tail_bytes: int) -
         chosen = next((attempt for attempt in attempts if attempt.attempt == number), None)
         if chosen is None:
             raise NotFoundError(f"there is no attempt {number}", param="attempt", code="attempt_not_found")
-    return chosen.attempt, RunDir(Path(chosen.run_path)).log_tail(tail_bytes)
+    return chosen.attempt, redacted(RunDir(Path(chosen.run_path)).log_tail(tail_bytes))
