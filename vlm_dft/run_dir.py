@@ -27,6 +27,7 @@ import json
 import os
 import secrets
 import shutil
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from vlm_dft.config import RunConfig
 from vlm_dft.errors import ConfigError, DiskFullError
@@ -97,12 +99,19 @@ def _append(path: Path, record: BaseModel) -> None:
 
 
 def _read_lines(path: Path, from_step: int = 0, to_step: int | None = None) -> list[dict[str, Any]]:
+    """Records of these steps, both included. Steps never fall within a file, so that only the stretch is parsed: a page
+    that follows a long training asks for its last steps again and again."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
     except FileNotFoundError:
         return []
-    records = [json.loads(line) for line in lines if line]
-    return [r for r in records if r["step"] >= from_step and (to_step is None or r["step"] <= to_step)]
+    first = bisect_left(lines, from_step, key=_step_of) if from_step else 0
+    end = len(lines) if to_step is None else bisect_right(lines, to_step, key=_step_of)
+    return [from_json(line) for line in lines[first:end]]
+
+
+def _step_of(line: bytes) -> int:
+    return from_json(line)["step"]
 
 
 def sync_tree(directory: Path) -> None:
