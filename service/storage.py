@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.settings import Settings
+from vlm_dft.data.canonical import ROWS_NAME
 from vlm_dft.errors import VlmDftError
 from vlm_dft.run_dir import directory_in_place
 
@@ -87,7 +88,7 @@ class Storage:
                 _check(directory, sizes)
 
     def look(self, path: Path) -> None:
-        """Have at least the small files of a stored directory on disk."""
+        """Have at least a stored directory's small files on disk, and its rows; nothing of its own directories."""
         if path.exists():
             return
         with _told(f"{path} could not be fetched"):
@@ -95,8 +96,17 @@ class Storage:
             if sizes is None:
                 return
             with directory_in_place(path) as directory:
-                self._get([name for name, size in sizes.items() if size <= SMALL_BYTES], directory, self.key(path))
+                small = [name for name, size in sizes.items() if size <= SMALL_BYTES or name == ROWS_NAME]
+                self._get([name for name in small if "/" not in name], directory, self.key(path))
                 (directory / MANIFEST).write_text(json.dumps({"files": sizes}))
+
+    def listing(self, directory: Path) -> list[tuple[str, int]]:
+        """Every object below a directory: its name from there on, and its bytes."""
+        with _told(f"{directory} could not be listed"):
+            if not self._fs.exists(self.key(directory)):
+                return []
+            found: dict[str, Any] = self._fs.find(self.key(directory), detail=True)
+            return [(key[len(self.key(directory)) + 1 :], about["size"]) for key, about in found.items()]
 
     def remove(self, path: Path) -> None:
         """Remove a file or directory from the store; its manifest goes first. The disk is the caller's."""
@@ -128,13 +138,8 @@ class Storage:
         if (run / _LEASE).exists():  # never stored: only the host that runs it has one, and what it has is newer
             return
         with _told(f"the logs of {run} could not be fetched"):
-            found: dict[str, Any] = self._fs.find(self.key(run), detail=True) if self._fs.exists(self.key(run)) else {}
-            start = len(self.key(run)) + 1
-            wanted = [
-                key[start:]
-                for key, about in found.items()
-                if not _is_whole(key[start:]) and _differs(run / key[start:], about["size"])
-            ]
+            found = self.listing(run)
+            wanted = [name for name, size in found if not _is_whole(name) and _differs(run / name, size)]
             self._get(wanted, run, self.key(run))
 
     def steps(self, run: Path) -> list[Path]:
@@ -211,6 +216,15 @@ def fetch_texts(path: Path) -> None:
 def remove(path: Path) -> None:
     """Storage.remove, where there is a store behind the path."""
     _if_behind(path, lambda storage: storage.remove(path))
+
+
+def delete(path: Path) -> None:
+    """Remove a file or directory from the disk, and from the store where there is one behind it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    remove(path)
 
 
 def _texts(run: Path) -> Iterator[Path]:

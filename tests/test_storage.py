@@ -112,13 +112,15 @@ def test_a_look_has_the_small_files_and_a_fetch_the_rest(
     directory.mkdir(parents=True)
     (directory / "config.json").write_text("{}")
     (directory / "model.safetensors").write_bytes(b"x" * 100)
+    (directory / "rows.jsonl").write_bytes(b"x" * 100)
+    write_tree(directory, ("images/1.png",))
     here.put(directory)
     copy = there.data / directory.relative_to(here.data)
     monkeypatch.setattr("service.storage.SMALL_BYTES", 10)
     there.look(copy)
-    assert {one.name for one in copy.iterdir()} == {"config.json", MANIFEST}
+    assert {one.name for one in copy.iterdir()} == {"config.json", "rows.jsonl", MANIFEST}
     there.fetch(copy)
-    assert {one.name for one in copy.iterdir()} == {"config.json", "model.safetensors"}
+    assert {one.name for one in copy.iterdir()} == {"config.json", "rows.jsonl", "model.safetensors", "images"}
 
 
 def test_logs_follow_the_run_and_never_overwrite_those_of_its_own_host(two_hosts: tuple[Storage, Storage]) -> None:

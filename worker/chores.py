@@ -11,6 +11,8 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from service.storage import StorageError
+
 log = structlog.get_logger(__name__)
 STOP_SECONDS = 12.0
 """How long a round under way may take to end; what it leaves half done is done again by the next janitor."""
@@ -45,6 +47,6 @@ class Chore:
                 self._work()
             except (OperationalError, InterfaceError) as error:
                 log.warning("the database is out of reach: trying again", chore=self._name, error=str(error.orig))
-            except OSError as error:
+            except (OSError, StorageError) as error:
                 log.warning("a chore failed and will be repeated", chore=self._name, error=str(error))
             self._stop.wait(self._every_seconds)

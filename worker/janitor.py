@@ -19,6 +19,7 @@ import structlog
 from celery import Celery
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from service import storage
 from service.jobs import queue, store
 from service.jobs.collection import collect
 from service.jobs.database import Database, open_database
@@ -26,6 +27,7 @@ from service.jobs.files import expire_files
 from service.jobs.uploads import expire_uploads
 from service.jobs.webhooks import forget_old_deliveries
 from service.settings import Settings, get_settings
+from service.storage import StorageError, open_storage
 from worker import logs
 from worker.chores import Chore
 from worker.courier import deliver_due
@@ -106,8 +108,8 @@ def _remove(paths: list[Path]) -> None:
     """Delete files whose rows are gone."""
     for path in paths:
         try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
+            storage.delete(path)
+        except (OSError, StorageError) as error:
             log.warning("an expired file cannot be deleted", path=str(path), error=str(error))
 
 
@@ -126,6 +128,7 @@ def main() -> None:
     logs.configure()
     settings = get_settings()
     queue.prepare_broker(settings)
+    open_storage(settings)
     database = open_database(settings)
     janitor = Janitor(database, settings)
     chores = [

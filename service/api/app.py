@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
@@ -35,6 +35,7 @@ from service.api.logs import configure_logs
 from service.api.models import router as models
 from service.api.openapi import declare_keys
 from service.api.operations import router as operations
+from service.api.outputs_here import outputs_here
 from service.api.reports import router as reports
 from service.api.tenancy import router as tenancy
 from service.api.uploads import router as uploads
@@ -45,6 +46,7 @@ from service.jobs.database import open_database
 from service.jobs.models import ModelRegistry
 from service.jobs.queue import create_celery, flush_outbox, prepare_broker
 from service.settings import Settings, get_settings
+from service.storage import open_storage
 
 log = structlog.get_logger("service.api")
 
@@ -59,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings.data.mkdir(parents=True, exist_ok=True)
     prepare_directory(settings)
     prepare_broker(settings)
+    open_storage(settings)
     database = open_database(settings)
     database.before_commit.append(tenancy_audit.record)
     celery = create_celery(settings)
@@ -87,9 +90,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_rendering(app)
     declare_keys(app)
     for resource in (files, uploads, fine_tuning, outputs, comparisons, evaluations, models, webhooks, tenancy):
-        app.include_router(resource.router)
+        app.include_router(resource.router, dependencies=[Depends(outputs_here)])
     for resource in (preflights, estimates, preview, reports):
-        app.include_router(resource.router)
+        app.include_router(resource.router, dependencies=[Depends(outputs_here)])
     app.include_router(operations.router)
     install_dashboard(app)
     return app

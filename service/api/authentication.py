@@ -1,4 +1,4 @@
-"""Who is calling, and may they: for every path under /v1 and for /metrics, served or not. Pure ASGI, before any body is read.
+"""Who is calling, and may they: for every path under /v1, served or not, and /metrics. Pure ASGI, before bodies.
 
 Without a key only where nobody else can reach us: settings bind to loopback, no key was ever set or created, and the
 request itself came over loopback, from no other website. Anything else is 401 or 403. What the database said of a key

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import select
 
+from service import storage
 from service.api.files.storage import remove_bytes
 from service.api.multipart import INCOMING_SUFFIX
 from service.jobs.database import Database
@@ -35,7 +36,7 @@ def sweep(database: Database, settings: Settings) -> None:
     for file in files:
         remove_bytes(file, settings)
     for part in parts:
-        Path(part.path).unlink(missing_ok=True)
+        storage.delete(Path(part.path))
     orphans = remove_orphans(database, settings.files_dir)
     if files or parts or orphans:
         log.info("expired", files=len(files), parts=len(parts), orphans=orphans)

@@ -15,7 +15,9 @@ from service.jobs.database import Database
 from service.jobs.garbage import Garbage
 from service.jobs.references import read_references
 from service.jobs.retention import give_up_checkpoints, give_up_files
+from service.jobs.stored_garbage import find_stored
 from service.settings import Settings
+from service.storage import open_storage
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +40,9 @@ def preview(database: Database, settings: Settings) -> list[Garbage]:
     """What a round would remove from disk now, were no record given up. Changes nothing."""
     with database.read() as s:
         references = read_references(s)
-    return garbage.find(references, settings)
+    storage = open_storage(settings)
+    stored = [] if storage is None else find_stored(storage, references, settings)
+    return garbage.find(references, settings) + stored
 
 
 def collect(
@@ -58,6 +62,12 @@ def collect(
     with database.read() as s:  # again: a job may have been submitted that names what was just found
         references = read_references(s)
     restored = garbage.empty_trash(references, settings, older_than_seconds=trash_seconds)
+    if (storage := open_storage(settings)) is not None:
+        for one in find_stored(storage, references, settings):
+            storage.remove(one.path)
+            found.append(one)
+            if say:
+                log.info("garbage", path=str(one.path), bytes=one.bytes, reason=one.reason)
     if say and (files or checkpoints or restored):
         log.info("given up", files=files, checkpoints=checkpoints, restored=[str(path) for path in restored])
     return Collected(files, checkpoints, found, restored)

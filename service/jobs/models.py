@@ -15,6 +15,7 @@ from typing import Final, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service import storage
 from service.errors import InvalidRequestError, InvalidStateError, NotFoundError
 from service.jobs.database import now
 from service.jobs.tables import Checkpoint, Job, Model
@@ -128,6 +129,7 @@ class ModelRegistry:
                 tokenizer_sha256=None,
             )
         directory = self._directory_of(s, project, entry)
+        storage.look(directory)
         if _config_path(directory) is None:
             message = f"{param}: the files of {name!r} are gone from {directory}: choose another model"
             raise InvalidRequestError(message, param=param, code="model_not_found")

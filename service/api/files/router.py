@@ -9,6 +9,7 @@ from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
+from service import storage
 from service.api.dependencies import After, DatabaseNow, Project, RegistryNow, SettingsNow, WakeUp
 from service.api.errors import validated
 from service.api.files.schemas import FileFields, FileObject, RegisterDirectory, ValidationOptions
@@ -169,6 +170,7 @@ def file_content(file_id: str, project: Project, database: DatabaseNow) -> FileR
         file = files.get_file(s, project, file_id)
     if file.registered:
         raise InvalidRequestError(f"{file_id} is a directory registered on the server: it has no bytes to send")
+    storage.fetch(Path(file.path))
     if not Path(file.path).is_file():
         raise NotFoundError(f"the bytes of {file_id} are gone from the server's disk", code="content_not_found")
     return FileResponse(file.path, media_type="application/octet-stream", filename=file.filename)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from service import storage
 from service.errors import InvalidRequestError
 from service.jobs.tables import File
 from service.settings import Settings
@@ -22,23 +22,27 @@ def prepare_directory(settings: Settings) -> None:
 
 @contextmanager
 def kept_only_on_success(path: Path) -> Iterator[None]:
-    """Remove the stored bytes when the block that records them fails: no record, no bytes."""
+    """Remove the stored bytes when the block that records them fails: no record, no bytes.
+
+    Where there is an object store, they are in it before the block begins. Raises StorageError.
+    """
     try:
+        storage.put(path)
         yield
     except BaseException:
-        path.unlink(missing_ok=True)
+        storage.delete(path)
         raise
 
 
 def remove_bytes(file: File, settings: Settings) -> None:
     """Remove what a deleted file left on disk: its bytes and its canonical dataset. A registered directory stays."""
     if not file.registered:
-        Path(file.path).unlink(missing_ok=True)
+        storage.delete(Path(file.path))
     if file.dataset_path is not None:
         dataset = Path(file.dataset_path)
         assert dataset.is_relative_to(settings.runs_dir), f"{dataset} is none of our datasets"
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(dataset)
+            storage.delete(dataset)
 
 
 def resolve_registered(path: str, roots: Sequence[Path]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from service import storage
 from service.errors import InvalidRequestError
 from service.jobs.database import Database
 from service.jobs.files import training_ready_file
@@ -19,6 +20,7 @@ def model_and_file(
         resolved = registry.resolve(s, project, model)
         file = training_ready_file(s, project, training_file, "training_file")
     assert file.dataset_path is not None, f"{file.id}: a processed training file has a dataset"
+    storage.look(Path(file.dataset_path))
     return resolved, file, Path(file.dataset_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from service import storage
 from service.api.errors import DetailedRequestError
 from service.jobs.models import ResolvedModel
 from service.jobs.tables import File
@@ -22,6 +23,7 @@ def check_lengths(file: File, train: TrainConfig, model: ResolvedModel, param: s
     if train.on_overlong == "drop":
         return None
     assert file.dataset_path is not None, f"{file.id}: a processed training file has a dataset"
+    storage.look(Path(file.dataset_path))
     dataset = CanonicalDataset.open(Path(file.dataset_path))
     name, limit = train.sample_limit
     counted_with = dataset.manifest.tokenizer_sha256

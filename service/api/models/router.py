@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter
 from sqlalchemy import select
 
+from service import storage
 from service.api.dependencies import DatabaseNow, Project, RegistryNow, SettingsNow
 from service.api.schemas import Deleted, ListPage, ResponseModel
 from service.errors import InvalidStateError
@@ -71,8 +71,7 @@ def delete_model(
 
 def _remove(directory: Path, runs_dir: Path) -> None:
     assert directory.is_relative_to(runs_dir), f"{directory} is none of our exports"
-    if directory.exists():
-        shutil.rmtree(directory)
+    storage.delete(directory)
 
 
 def _show(entry: ModelEntry, project: str) -> ModelObject:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from service import storage
 from service.api.multipart import INCOMING_SUFFIX, Received, need_space
 from service.errors import InvalidRequestError
 from service.jobs.tables import UploadPart
@@ -33,6 +34,7 @@ def joined(
     try:
         with disk_errors(path), path.open("xb") as target:
             for part in parts:
+                storage.fetch(Path(part.path))
                 with Path(part.path).open("rb") as source:
                     while chunk := source.read(_CHUNK_BYTES):
                         target.write(chunk)

@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service import storage
 from service.api.dependencies import DatabaseNow, Project, RegistryNow, SettingsNow, WakeUp
 from service.api.errors import validated
 from service.api.files.schemas import FileFields
@@ -183,7 +184,7 @@ def cancel_upload(upload_id: str, project: Project, database: DatabaseNow) -> Up
 
 def _remove(parts: Iterable[UploadPart]) -> None:
     for part in parts:
-        Path(part.path).unlink(missing_ok=True)
+        storage.delete(Path(part.path))
 
 
 def _show(s: Session, upload: Upload, parts: list[UploadPartObject] | None = None) -> UploadObject:
