@@ -101,5 +101,5 @@ def shown_options(objective: dict[str, Any]) -> dict[str, dict[str, Any]]:
     known = OBJECTIVE_OPTIONS.get(objective["name"], ())
     if not known:
         return {}
-    defaults = ObjectiveConfig(name=objective["name"]).options
-    return {objective["name"]: {option: objective.get(option, defaults[option]) for option in known}}
+    values = ObjectiveConfig(name=objective["name"]).options | objective
+    return {objective["name"]: {option: values[option] for option in known if values[option] is not None}}
