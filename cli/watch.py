@@ -70,6 +70,8 @@ def _show(bar: Progress, task: TaskID, job: dict[str, Any]) -> None:
     if queue.get("position"):
         reason = f", {queue['blocked_reason']}" if queue.get("blocked_reason") else ""
         counts = f"{queue['ahead']} ahead{reason}"
+    elif queue.get("blocked_reason"):
+        counts = queue["blocked_reason"]
     else:
         counts = _counts(progress)
     done, total = progress.get("step"), progress.get("total_steps")

@@ -10,11 +10,12 @@ import openai
 import pytest
 from api_server import Api, serve
 from databases import copied_sqlite
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from service.jobs import caps, store
 from service.jobs.phases import Kind, Phase
 from service.jobs.tables import Job
+from service.jobs.tenancy_tables import ApiKey
 from service.settings import Settings
 from vlm_dft.results import Progress
 
@@ -196,6 +197,14 @@ def test_another_projects_job_cannot_be_touched(api: Api) -> None:
     assert stranger.patch(f"{JOBS}/{made['id']}", json={"priority": 1}).status_code == 404
     with api.database.read() as s:
         assert store.get_job(s, "default", made["id"], Kind.FINE_TUNING).phase == Phase.QUEUED
+
+
+def test_a_job_keeps_the_key_that_submitted_it(api: Api) -> None:
+    client = api.client(api.key("default"))
+    made = client.fine_tuning.jobs.create(model="tiny", training_file=api.ready_file(client))
+    with api.database.read() as s:
+        [key] = s.scalars(select(ApiKey))
+        assert s.get_one(Job, made.id).api_key_id == key.id
 
 
 def test_caps_come_from_the_settings(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from alembic import command
 from databases import postgres_database
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, select
+from store_samples import new_job
 
+from service.jobs import store
 from service.jobs.database import Database
-from service.jobs.tables import Base
+from service.jobs.tables import Base, Job
 
 UPGRADE = "import sys; from service.jobs.database import Database; Database(sys.argv[1]).upgrade()"
 
@@ -48,6 +50,20 @@ def test_upgrade_makes_the_tables_and_downgrade_removes_them(empty_url: str) -> 
     assert not database.at_head()
     database.upgrade()
     assert database.at_head()
+    database.close()
+
+
+def test_jobs_that_an_older_version_has_no_word_for_wait_again_in_it(empty_url: str) -> None:
+    database = Database(empty_url)
+    database.upgrade()
+    with database.write() as s:
+        held = store.submit(s, new_job(auto_start=False)).id
+        paused = store.submit(s, new_job(deadline_seconds=60.0)).id
+        store.pause(s, "default", paused)
+    database.downgrade("0001")
+    database.upgrade()
+    with database.read() as s:
+        assert {job.id: job.phase for job in s.scalars(select(Job))} == dict.fromkeys((held, paused), "queued")
     database.close()
 
 

@@ -296,6 +296,7 @@ def test_no_query_of_a_claim_a_list_or_a_sweep_reads_ended_jobs(tmp_path: Path) 
         assert store.claim(s, Queue.GPU, "w", "cpu", 60) is not None
         store.list_jobs(s, "default", Kind.FINE_TUNING)
         store.reap(s, SETTINGS)
+        store.expire_deadlines(s)
         store.requeue_silent(s, SETTINGS)
         plans = [
             (statement, row[3])
@@ -305,6 +306,12 @@ def test_no_query_of_a_claim_a_list_or_a_sweep_reads_ended_jobs(tmp_path: Path) 
         ]
     database.close()
     assert len(plans) > 8
-    wanted = ("ix_jobs_waiting", "ix_jobs_leased", "ix_jobs_listing (project=? AND kind=?)", "(id=?)")
+    wanted = (
+        "ix_jobs_waiting",
+        "ix_jobs_leased",
+        "ix_jobs_deadline",
+        "ix_jobs_listing (project=? AND kind=?)",
+        "(id=?)",
+    )
     for statement, plan in plans:
         assert " jobs" not in plan or any(index in plan for index in wanted), (plan, statement)

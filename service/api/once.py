@@ -27,8 +27,7 @@ RetryCount = Annotated[
 
 async def api_key_id_of(request: Request) -> str | None:
     """The stored key of the caller; None: the service's own key, or none was needed."""
-    caller = getattr(request.state, "caller", None)
-    return caller.key_id if caller is not None else None
+    return request.state.caller.key_id
 
 
 ApiKeyId = Annotated[str | None, Depends(api_key_id_of)]

@@ -12,7 +12,7 @@ from service.api.evaluations.resolve import resolve_evaluation
 from service.api.evaluations.view import Evaluation, show_evaluation
 from service.api.fine_tuning.outputs import AttemptNumber, TailBytes
 from service.api.fine_tuning.responses import JobLog
-from service.api.once import IdempotencyKey, RetryCount, submit_resolved
+from service.api.once import ApiKeyId, IdempotencyKey, RetryCount, submit_resolved
 from service.api.runs import log_tail
 from service.api.schemas import ListPage
 from service.jobs import store
@@ -38,6 +38,7 @@ def create_evaluation(
     registry: RegistryNow,
     background: BackgroundTasks,
     wake_up: WakeUp,
+    api_key_id: ApiKeyId,
     idempotency_key: IdempotencyKey = None,
     x_stainless_retry_count: RetryCount = 0,
 ) -> Evaluation:
@@ -49,6 +50,7 @@ def create_evaluation(
         lambda: resolve_evaluation(database, project, body, settings, registry),
         key=idempotency_key,
         retry_count=x_stainless_retry_count,
+        api_key_id=api_key_id,
     )
     background.add_task(wake_up)
     with database.read() as s:

@@ -19,7 +19,7 @@ from service.api.jobs import (
     whole,
     without_attempt_paths,
 )
-from service.api.once import IdempotencyKey, Resolved, RetryCount, submit_resolved
+from service.api.once import ApiKeyId, IdempotencyKey, Resolved, RetryCount, submit_resolved
 from service.api.schemas import ListPage, Metadata, Name, RequestModel, ResponseModel
 from service.jobs import store
 from service.jobs.database import Database
@@ -77,6 +77,7 @@ def create_preflight(
     registry: RegistryNow,
     background: BackgroundTasks,
     wake_up: WakeUp,
+    api_key_id: ApiKeyId,
     idempotency_key: IdempotencyKey = None,
     x_stainless_retry_count: RetryCount = 0,
 ) -> Preflight:
@@ -88,6 +89,7 @@ def create_preflight(
         lambda: _resolve(database, project, body, settings, registry),
         key=idempotency_key,
         retry_count=x_stainless_retry_count,
+        api_key_id=api_key_id,
     )
     background.add_task(wake_up)
     with database.read() as s:
