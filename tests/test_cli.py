@@ -14,6 +14,7 @@ import pytest
 from running_service import COMMAND, RunningService, ended, extension
 from throwaway import wait_until
 from uploads_for_tests import wethink_archive
+from vlmevalkit_fixtures import wemath_benchmark
 
 from vlm_dft.tiny import build_tiny_vlm
 
@@ -41,6 +42,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     benchmark.mkdir(parents=True)
     (benchmark / "test.jsonl").write_text(json.dumps(MATHVISION_ITEM) + "\n")
     subprocess.run(["tar", "-xzf", archive, "-C", benchmark, "images"], check=True)
+    wemath_benchmark(benchmark.parent / "wemath")
     return directory
 
 
@@ -139,6 +141,9 @@ def test_refused_file_is_told_row_by_row(service: RunningService, directory: Pat
         (["watch", "ftjob-unknown"], 1, "job_not_found"),
         (["eval", "nope", "--benchmarks", "mathvision"], 1, "nope"),
         (["eval", "tiny-vl", "--benchmarks", "nope"], 1, "nope"),
+        (["eval", "tiny-vl", "--benchmarks", "mathvision", "--judge"], 1, "VLM_DFT_JUDGE_BASE_URL"),
+        (["eval", "tiny-vl", "--benchmarks", "mathvision", "--backend", "other"], 2, "or both, not 'other'"),
+        (["eval", "tiny-vl", "--benchmarks", "mathvision", "--backend", "both"], 1, "without a judge"),
     ],
 )
 def test_mistake_is_named_with_its_exit_code(
@@ -148,6 +153,14 @@ def test_mistake_is_named_with_its_exit_code(
     assert answer.returncode == exit_code, answer.stderr
     assert words in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_a_backend_that_is_not_there_fails_the_job_and_says_what_to_install(service: RunningService) -> None:
+    answer = service.run("eval", "tiny-vl", "--benchmarks", "wemath", "--backend", "both", "--max-new-tokens", "2")
+    assert answer.returncode == 1
+    assert "VLM_DFT_VLMEVAL_PYTHON and VLM_DFT_VLMEVAL_ROOT are not set" in answer.stderr
+    assert "pip install" in answer.stderr
+    assert "Scored by native-rules/v1" in answer.stdout, "the other one is scored all the same"
 
 
 def test_unreachable_service_has_its_own_exit_code(service: RunningService) -> None:

@@ -5,6 +5,7 @@ Knows nothing about how answers are generated (``generation``) or summed up. Tor
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from vlm_dft.run_dir import RunDir
 
 Role = Literal["base", "tuned"]
 _PROGRESS_SECONDS = 1.0
+
+_LOG = logging.getLogger(__name__)
 
 
 class Answer(Protocol):
@@ -128,6 +131,8 @@ class Answering:
         missing = [ask for ask in wanted if ask.key not in log.done]
         missing.sort(key=prompt_length(self.config.pixels), reverse=True)  # stable: an item's samples stay together
         known = len(wanted) - len(missing)
+        if known:
+            _LOG.info("%s: %d of %d answers are there already", self.benchmark_config.name, known, len(wanted))
         begun = told = time.monotonic()
         self._tell(known, len(wanted), None if missing else 0.0)
         answers = model.stream([ask.item for ask in missing], [ask.sample for ask in missing])
