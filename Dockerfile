@@ -13,7 +13,7 @@ COPY service service
 COPY worker worker
 COPY cli cli
 COPY benchmarks benchmarks
-RUN pip install '.[worker]' && ! python -c 'import torch' 2>/dev/null
+RUN pip install '.[worker,s3,otel]' && ! python -c 'import torch' 2>/dev/null
 USER vlmdft
 
 FROM base AS trainer
@@ -24,7 +24,7 @@ COPY service service
 COPY worker worker
 COPY cli cli
 COPY benchmarks benchmarks
-RUN pip install '.[worker,train,eval]'
+RUN pip install '.[worker,train,eval,s3,otel]'
 USER vlmdft
 
 FROM trainer AS eval
