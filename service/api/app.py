@@ -33,7 +33,7 @@ from service.api.fine_tuning import estimates, outputs, preflights, preview
 from service.api.fine_tuning import router as fine_tuning
 from service.api.logs import configure_logs
 from service.api.models import router as models
-from service.api.openapi import declare_keys
+from service.api.openapi import complete_schema
 from service.api.operations import router as operations
 from service.api.outputs_here import outputs_here
 from service.api.reports import router as reports
@@ -88,7 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.celery = celery
     app.state.wake_up = partial(flush_outbox, database, celery)
     install_error_rendering(app)
-    declare_keys(app)
+    complete_schema(app)
     for resource in (files, uploads, fine_tuning, outputs, comparisons, evaluations, models, webhooks, tenancy):
         app.include_router(resource.router, dependencies=[Depends(outputs_here)])
     for resource in (preflights, estimates, preview, reports):

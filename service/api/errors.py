@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
+from service.api.openapi import allowed_methods
 from service.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -182,10 +183,13 @@ def _render_http_exception(request: Request, error: HTTPException) -> JSONRespon
         return render(TooLargeError(str(error.detail)))
     if error.status_code == 400:
         return render(InvalidRequestError("the body cannot be read: it is no JSON, or is nested too deeply"))
-    message = f"{error.detail}: {request.method} {path}"
+    message, headers = f"{error.detail}: {request.method} {path}", dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(allowed_methods(request.app, path))
+        message = f"{message}; this URL takes {headers['allow']}"
     code = str(error.detail).lower().replace(" ", "_")
     body = ErrorObject(message=message, type="invalid_request_error", param=None, code=code)
-    return error_response(error.status_code, body, headers=error.headers)
+    return error_response(error.status_code, body, headers=headers)
 
 
 def install_error_rendering(app: FastAPI) -> None:

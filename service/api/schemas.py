@@ -68,3 +68,14 @@ class Deleted(ResponseModel):
     id: str
     object: str
     deleted: bool = True
+
+
+def form_fields(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI of a flat model's fields as parts of a form: a form has no null, a field is left out instead."""
+    fields = {}
+    for name, schema in model.model_json_schema()["properties"].items():
+        given = [branch for branch in schema.get("anyOf", [schema]) if branch.get("type") != "null"]
+        fields[name] = {"description": schema["description"]} if "description" in schema else {}
+        fields[name] |= given[0] if len(given) == 1 else {"anyOf": given}
+        fields[name].pop("default", None)
+    return fields

@@ -17,7 +17,7 @@ from service.api.files.storage import kept_only_on_success, record_bytes, remove
 from service.api.files.validation import given_options, validation_config
 from service.api.files.view import show_file, show_file_with_report
 from service.api.multipart import Received, receive_file
-from service.api.schemas import Deleted, ListPage
+from service.api.schemas import Deleted, ListPage, form_fields
 from service.errors import InvalidRequestError, NotFoundError
 from service.jobs import files
 from service.jobs.database import Database, now
@@ -41,7 +41,7 @@ _FORM = {
                         "purpose": {"type": "string", "enum": ["fine-tune", "user_data", "vision"]},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
-                        **{name: {"type": "string"} for name in ValidationOptions.model_fields},
+                        **form_fields(ValidationOptions),
                     },
                 }
             }

@@ -25,7 +25,7 @@ from service.api.tenancy.schemas import (
 from service.errors import PermissionDeniedError
 from service.jobs import keys, tenancy, tenancy_audit, tenancy_quotas
 from service.jobs.database import now
-from service.jobs.tenancy import LIMITS, Scope
+from service.jobs.tenancy import DEFAULT_SCOPES, LIMITS, Scope
 from service.jobs.tenancy_tables import ApiKey, AuditEvent, Project
 
 router = APIRouter(prefix="/v1", tags=["tenancy"])
@@ -61,7 +61,7 @@ def retrieve_project(project_id: str, database: DatabaseNow) -> ProjectObject:
 def change_project(project_id: str, body: ChangeProject, database: DatabaseNow) -> ProjectObject:
     """Change the limits that are given. What is used already stays, however low a limit gets."""
     limits = {name: getattr(body, name) for name in LIMITS if name in body.model_fields_set}
-    limits |= dict.fromkeys(body.unlimited)
+    limits |= dict.fromkeys(body.unlimited or ())
     with database.write() as s:
         tenancy_audit.note(s, **limits)
         return _show_project(tenancy.change_project(s, project_id, name=body.name, **limits))
@@ -91,7 +91,7 @@ def create_api_key(body: CreateApiKey, database: DatabaseNow, settings: Settings
             keys.load_secret(settings),
             body.project,
             body.name,
-            scopes=body.scopes,
+            scopes=body.scopes or DEFAULT_SCOPES,
             expires_at=now(s) + body.expires_in_seconds if body.expires_in_seconds else None,
             requests_per_minute=body.requests_per_minute,
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from service.api.schemas import Name, RequestModel, ResponseModel
-from service.jobs.tenancy import DEFAULT_SCOPES, PROJECT_ID, Scope
+from service.jobs.tenancy import PROJECT_ID
 
 _LARGEST = 2**53
 ProjectId = Annotated[str, Field(pattern=PROJECT_ID)]
@@ -15,7 +15,16 @@ Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 Seconds = Annotated[int, Field(ge=0, le=10 * 366 * 24 * 3600)]
 
 
-class ProjectLimits(RequestModel):
+ScopeName = Literal["read", "write", "admin"]
+
+
+class _Strict(RequestModel):
+    """A body whose numbers are numbers: true is not 1."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class ProjectLimits(_Strict):
     """How much of the service a project may use; a limit that is not given is not changed, and a new project has none.
 
     To lift a limit, name it in ``unlimited``.
@@ -48,7 +57,7 @@ class ChangeProject(ProjectLimits):
     """Body of POST /v1/projects/{project_id}."""
 
     name: Name | None = None
-    unlimited: Annotated[list[LimitName], Field(max_length=5)] = Field(default_factory=list)
+    unlimited: Annotated[list[LimitName], Field(max_length=5)] | None = None
     """Limits to lift."""
 
 
@@ -69,23 +78,22 @@ class ProjectObject(ResponseModel):
     max_gpu_minutes: float | None
 
 
-class CreateApiKey(RequestModel):
+class CreateApiKey(_Strict):
     """Body of POST /v1/api_keys."""
 
     project: ProjectId
     """An existing project."""
     name: Name
     """What it is for; the audit log shows it."""
-    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)] = Field(
-        default_factory=lambda: list(DEFAULT_SCOPES)
-    )
+    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=3)] | None = None
+    """Not given: read and write."""
     expires_in_seconds: Annotated[int, Field(ge=60, le=10 * 366 * 24 * 3600)] | None = None
     """Not given: it does not expire."""
     requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Not given: the service's VLM_DFT_REQUESTS_PER_MINUTE."""
 
 
-class RotateApiKey(RequestModel):
+class RotateApiKey(_Strict):
     """Body of POST /v1/api_keys/{key_id}/rotate."""
 
     overlap_seconds: Annotated[int, Field(ge=0, le=30 * 24 * 3600)] = 3600
@@ -101,7 +109,7 @@ class ApiKeyObject(ResponseModel):
     name: str
     prefix: str
     """The text's beginning, to tell keys apart."""
-    scopes: list[Scope]
+    scopes: list[ScopeName]
     created_at: int
     last_used_at: int | None
     """At most a minute old."""
