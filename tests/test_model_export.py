@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, Qwe
 
 import vlm_dft.export
 from vlm_dft.config import LoraConfig
-from vlm_dft.errors import ExportError
+from vlm_dft.errors import ExportError, OutOfMemoryError
 from vlm_dft.export import export
 from vlm_dft.model import LoadedModel, add_lora, base_of, load, set_use_cache
 from vlm_dft.model_files import model_sha256
@@ -201,6 +201,18 @@ def test_an_export_that_is_not_the_trained_model_never_appears(
         monkeypatch.setattr(vlm_dft.export, "_state_dtype", lambda *_: None)
     with pytest.raises(ExportError, match=reason):
         export(trained(tiny_vlm), tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_without_room_for_the_proof_is_its_own_error(tiny_vlm: Path, tmp_path: Path) -> None:
+    loaded = trained(tiny_vlm)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loaded.model.forward = full
+    with pytest.raises(OutOfMemoryError, match="the trained model and its export side by side"):
+        export(loaded, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 

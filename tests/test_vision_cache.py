@@ -21,7 +21,7 @@ from vlm_dft import vision_cache
 from vlm_dft.batches import Corpus, Plan, Steps, open_corpus
 from vlm_dft.config import CacheConfig, FreezeConfig, LoraConfig, RunConfig, TrainConfig
 from vlm_dft.data.encoding import Encoder
-from vlm_dft.errors import ConfigError, DatasetError
+from vlm_dft.errors import ConfigError, DatasetError, OutOfMemoryError
 from vlm_dft.model import LoadedModel, base_of
 from vlm_dft.pictures import Pictures
 from vlm_dft.ranks import Ranks
@@ -109,6 +109,17 @@ def test_a_second_training_needs_neither_images_nor_tower(
     assert found[0] == expected[0]
     with pytest.raises(DatasetError, match="cannot be read"):
         trained(tmp_path / "third", tiny_vlm, dataset, **(settings | {"vision_cache": None}))
+
+
+def test_a_device_that_is_too_small_for_the_features_says_what_would_fit(
+    tiny_vlm: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VisionCache, "_compute", full)
+    with pytest.raises(OutOfMemoryError, match=r"ran out of memory; weights.* Try .*max_pixels"):
+        trained(tmp_path, tiny_vlm, shapes, vision_cache=CacheConfig(directory=tmp_path / "cache"), max_steps=2)
 
 
 def test_features_are_the_towers_and_do_not_depend_on_neighbours(tiny_vlm: Path, shapes: Path, tmp_path: Path):

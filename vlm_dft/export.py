@@ -34,7 +34,7 @@ from vlm_dft.config import PixelConfig
 from vlm_dft.data.canonical import ImagePart, Message, TextPart
 from vlm_dft.data.collate import collate
 from vlm_dft.data.encoding import Encoder, Sample
-from vlm_dft.errors import DiskFullError, ExportError, ModelError
+from vlm_dft.errors import DiskFullError, ExportError, ModelError, OutOfMemoryError
 from vlm_dft.model import LoadedModel, base_of, load, save_model, set_use_cache
 from vlm_dft.model_files import model_sha256
 from vlm_dft.run_dir import directory_in_place
@@ -187,5 +187,10 @@ def _logits(loaded: LoadedModel, sample: Sample) -> Tensor:
         with torch.no_grad(), torch.autocast(loaded.device.type, loaded.dtype, enabled=autocast):
             inputs = {name: tensor.to(loaded.device) for name, tensor in batch.items()}
             return loaded.model(**inputs, use_cache=False).logits[0].float()
+    except torch.OutOfMemoryError:
+        raise OutOfMemoryError(
+            f"{loaded.device} ran out of memory with the trained model and its export side by side, which the proof of "
+            "an export needs: resume on a device with room for both; every checkpoint was kept"
+        ) from None
     finally:
         loaded.model.train(training)

@@ -85,9 +85,9 @@ class _Training:
         self.validation = self._open_validation()
         self.optimization = Optimization(self.loaded, config, ranks, self.plan.total_steps)
         used = [self.steps] if self.validation is None else [self.steps, self.validation]
-        self.pictures.prepare(*((steps.corpus, steps.plan) for steps in used))
-        if self.optimization.objective.needs_ref_logp:
-            with self.optimization.out_of_memory_explained():
+        with self.optimization.out_of_memory_explained():
+            self.pictures.prepare(*((steps.corpus, steps.plan) for steps in used))
+            if self.optimization.objective.needs_ref_logp:
                 attach_target_logp(used, self.loaded, config, run, ranks)
         if resume is not None:
             self._resume(resume)
