@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.orm import Session
@@ -29,6 +29,8 @@ Age = tuple[float, str]
 """queued_at and id: smaller is older."""
 
 is_waiting = text(WAITING_SQL)
+_STRETCH: Final = 32
+"""Jobs of a line that are looked up together."""
 
 
 class _Member(Protocol):
@@ -76,16 +78,24 @@ class _Line:
         self.is_cut = self.size < waiting
         self._session = s
         self._known: dict[int, Age] = {}
+        self._index_of: dict[Age, int] = {}
 
     def nth(self, index: int) -> Age:
         if index not in self._known:
+            # A claim wants heads only; the jobs of a page stand near each other, so that one look serves many.
+            first, number = (0, 1) if index == 0 else (index - index % _STRETCH, _STRETCH)
             statement = select(Job.queued_at, Job.id).where(*self.name.condition())
-            row = self._session.execute(statement.order_by(Job.queued_at, Job.id).offset(index).limit(1)).one_or_none()
+            statement = statement.order_by(Job.queued_at, Job.id).offset(first).limit(number)
+            rows = enumerate(self._session.execute(statement), first)
+            self._known |= {place: (queued_at, job_id) for place, (queued_at, job_id) in rows}
+            self._index_of = {age: place for place, age in self._known.items()}
             # Claimed between two statements (PostgreSQL): whatever follows is younger than everything.
-            self._known[index] = (row[0], row[1]) if row else (float("inf"), "")
+            self._known.setdefault(index, (float("inf"), ""))
         return self._known[index]
 
     def index_of(self, age: Age) -> int:
+        if age in self._index_of:
+            return self._index_of[age]
         statement = select(func.count()).where(*self.name.condition(), tuple_(Job.queued_at, Job.id) < age)
         return self._session.scalars(statement).one()
 
