@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,8 @@ class Storage:
         """Raises StorageError when s3fs is not installed."""
         self.data = data
         self._pid = os.getpid()
+        self._locks: dict[Path, threading.Lock] = {}
+        """One for each path that is being fetched: threads that want the same one wait for the first."""
         try:
             import s3fs
         except ImportError:
@@ -76,7 +80,9 @@ class Storage:
         """Have a stored file or directory on disk, whole. Raises StorageError when it is neither there nor here."""
         if path.exists() and not (path / MANIFEST).exists():  # ours, or fetched whole; a look leaves its manifest
             return
-        with _told(f"{path} could not be fetched"):
+        with self._alone(path), _told(f"{path} could not be fetched"):
+            if path.exists() and not (path / MANIFEST).exists():
+                return
             sizes = self._manifest(path)
             if sizes is None:
                 if not self._fs.isfile(self.key(path)):
@@ -89,10 +95,8 @@ class Storage:
 
     def look(self, path: Path) -> None:
         """Have at least a stored directory's small files on disk, and its rows; nothing of its own directories."""
-        if path.exists():
-            return
-        with _told(f"{path} could not be fetched"):
-            sizes = self._manifest(path)
+        with self._alone(path), _told(f"{path} could not be fetched"):
+            sizes = None if path.exists() else self._manifest(path)
             if sizes is None:
                 return
             with directory_in_place(path) as directory:
@@ -137,10 +141,16 @@ class Storage:
         """Have the newest stored logs, metrics and predictions of a run on disk, unless this host runs it itself."""
         if (run / _LEASE).exists():  # never stored: only the host that runs it has one, and what it has is newer
             return
-        with _told(f"the logs of {run} could not be fetched"):
-            found = self.listing(run)
-            wanted = [name for name, size in found if not _is_whole(name) and _differs(run / name, size)]
-            self._get(wanted, run, self.key(run))
+        with self._alone(run), _told(f"the logs of {run} could not be fetched"):
+            for again in (True, True, False):
+                found = self.listing(run)
+                wanted = [name for name, size in found if not _is_whole(name) and _differs(run / name, size)]
+                try:
+                    self._get(wanted, run, self.key(run))
+                    return
+                except FileNotFoundError:  # a worker on this host has just freed the disk of what is stored
+                    if not again:
+                        raise
 
     def steps(self, run: Path) -> list[Path]:
         """Checkpoint directories of a run that are whole in the store, oldest first."""
@@ -151,6 +161,11 @@ class Storage:
             )
             paths = [run / "checkpoints" / name for name in sorted(names) if name.startswith("step-")]
             return [path for path in paths if self._fs.exists(f"{self.key(path)}/{MANIFEST}")]
+
+    @contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        with self._locks.setdefault(path, threading.Lock()):
+            yield
 
     def _manifest(self, path: Path) -> dict[str, int] | None:
         try:
@@ -164,7 +179,7 @@ class Storage:
         targets = [directory / name for name in names]
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
-        halves = [target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets]
+        halves = [target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp") for target in targets]
         if names:
             self._fs.get([f"{key}/{name}" for name in names], [str(half) for half in halves])
         for half, target in zip(halves, targets, strict=True):
@@ -229,14 +244,14 @@ def delete(path: Path) -> None:
 
 def _texts(run: Path) -> Iterator[Path]:
     for file in sorted(run.rglob("*")):
-        if file.is_file() and not _is_whole(str(file.relative_to(run))) and not file.name.endswith(".tmp"):
+        if file.is_file() and not _is_whole(str(file.relative_to(run))):
             yield file
 
 
 def _is_whole(name: str) -> bool:
-    """Below a directory that is put as one thing, or of this host alone."""
-    first = name.partition("/")[0]
-    return first in _WHOLE or name.endswith(MANIFEST)
+    """Below a directory that is put as one thing, or of this host alone: what is not finished has a hidden name."""
+    parts = name.split("/")
+    return parts[0] in _WHOLE or any(part.startswith(".") for part in parts)
 
 
 def _differs(path: Path, size: int) -> bool:

@@ -126,7 +126,8 @@ def test_a_look_has_the_small_files_and_a_fetch_the_rest(
 def test_logs_follow_the_run_and_never_overwrite_those_of_its_own_host(two_hosts: tuple[Storage, Storage]) -> None:
     here, there = two_hosts
     run = here.data / "runs/job/attempt-1"
-    write_tree(run, ("log.txt", "evaluation/tuned/mathverse/predictions.jsonl", "lease", "export/weights"))
+    names = ("log.txt", "evaluation/tuned/mathverse/predictions.jsonl", "lease", "export/weights", ".unpacked/1.png")
+    write_tree(run, names)
     known: dict[str, tuple[int, int]] = {}
     here.put_texts(run, known)
     copy = there.data / "runs/job/attempt-1"
