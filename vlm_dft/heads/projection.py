@@ -2,8 +2,8 @@
 
 Float32 and float64 are multiplied as they are. A GPU multiplies narrow types and accumulates into float32. A CPU has no
 such product: narrow weights are widened a block of the vocabulary at a time, so that no wide copy of them ever exists.
-A CPU multiplies float32 by blocks too, which stay in its caches, and with oneDNN: torch.mm calls MKL, which runs at half
-of oneDNN's speed on AMD's processors and at its speed on Intel's.
+A CPU multiplies float32 by blocks too, which stay in its caches, and with oneDNN: torch.mm calls MKL, which on AMD has
+half of its speed.
 Knows nothing about losses.
 
 Shapes: C rows of a chunk, D hidden size, V vocabulary, B columns of a block, U chosen columns.

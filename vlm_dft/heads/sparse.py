@@ -40,7 +40,7 @@ _FEWEST_BROAD = 4
 # Broad rows held back before their product with the vocabulary, which costs little more for many than for one.
 _HELD_ROWS = 32
 _HELD_TAILS = 8
-_BLOCK_ELEMENTS = 2**22
+_BLOCK_ELEMENTS = 2**20
 
 
 class ColumnSparse:
@@ -50,18 +50,19 @@ class ColumnSparse:
         self._gradients = gradients
         self._tolerance = tolerance
         self._mean_D: Tensor | None = None
-        # Logit gradients of broad rows, and after them the others' tails: one buffer, as they are large.
+        # The others' tails, from row _HELD_TAILS downwards, and logit gradients of broad rows from there upwards: one
+        # buffer, as they are large, so filled that what is used is in one piece.
         self._held_KV: Tensor | None = None
         self._broad: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._tails: list[tuple[Tensor, Tensor]] = []
+        self._tail_states: list[Tensor] = []
 
     def add(self, rows: slice, tile: Tile, weight_C: Tensor, labels_C: Tensor) -> bool:
         """Add a chunk's part and use up its tile; False, and nothing done, where the dense path is called for."""
         exp_CV, scale_C = tile.exp_CV, weight_C / tile.sum_C
-        mass_V = scale_C @ exp_CV
+        mass_V = torch.mv(exp_CV.T, scale_C, out=self._room_for_tail(exp_CV))
         broad_R = self._broadest(exp_CV, scale_C, weight_C, mass_V > self._limit(weight_C.numel()))
-        broad_RV = self._room_for(broad_R.numel(), exp_CV)
-        torch.mul(exp_CV[broad_R], scale_C[broad_R].unsqueeze(1), out=broad_RV)
+        broad_RV = self._room_for(broad_R.numel())
+        torch.index_select(exp_CV, 0, broad_R, out=broad_RV).mul_(scale_C[broad_R].unsqueeze(1))
         scale_C.index_fill_(0, broad_R, 0)  # the other rows, from here on
         mass_V.sub_(broad_RV.sum(dim=0)).clamp_(min=0)
         columns_U = self._columns(mass_V, labels_C)
@@ -74,7 +75,7 @@ class ColumnSparse:
         exp_CV.scatter_add_(1, labels_C.unsqueeze(1), -tile.sum_C.unsqueeze(1))
         self._add_others(rows, exp_CV, scale_C, columns_U, tail_V)
         self._broad.append((rows.start + broad_R, weight_C[broad_R], labels_C[broad_R]))
-        if self._num_broad >= _HELD_ROWS or len(self._tails) >= _HELD_TAILS:
+        if self._num_broad >= _HELD_ROWS or len(self._tail_states) >= _HELD_TAILS:
             self.finish()
         return True
 
@@ -85,7 +86,7 @@ class ColumnSparse:
         assert self._held_KV is not None
         gradients, projection = self._gradients, self._gradients.projection
         rows_K, weight_K, labels_K = (torch.cat(part) for part in zip(*self._broad, strict=True))
-        gradient_KV = self._held_KV[: rows_K.numel()]
+        gradient_KV = self._held_KV[_HELD_TAILS : _HELD_TAILS + rows_K.numel()]
         columns_U = self._columns(gradient_KV.sum(dim=0), labels_K)
         gradient_KV.scatter_add_(1, labels_K.unsqueeze(1), -weight_K.unsqueeze(1))
         if gradients.bias_V is not None:
@@ -97,26 +98,28 @@ class ColumnSparse:
                 hidden_KD = self._times_columns(gradient_KV, columns_U)
             gradients.hidden_ND[rows_K] = hidden_KD.mul_(gradients.scale)
         if gradients.weight_VD is not None:
-            all_KV = self._held_KV[: rows_K.numel() + len(self._tails)]
-            for tail_V, (row_V, _) in zip(all_KV[rows_K.numel() :], self._tails, strict=True):
-                tail_V.copy_(row_V)
-            states_KD = torch.cat(
-                [projection.hidden_ND[rows_K].to(projection.exact), *(d[None] for _, d in self._tails)]
-            )
-            projection.add_outer(gradients.weight_VD, all_KV, states_KD, gradients.scale)
+            all_KV = self._held_KV[_HELD_TAILS - len(self._tail_states) : _HELD_TAILS + rows_K.numel()]
+            states = [*reversed(self._tail_states), *projection.hidden_ND[rows_K].to(projection.exact)]
+            projection.add_outer(gradients.weight_VD, all_KV, torch.stack(states), gradients.scale)
         self._broad.clear()
-        self._tails.clear()
+        self._tail_states.clear()
 
     @property
     def _num_broad(self) -> int:
         return sum(rows.numel() for rows, *_ in self._broad)
 
-    def _room_for(self, num_rows: int, exp_CV: Tensor) -> Tensor:
-        """Rows of the buffer after those that are held."""
+    def _room_for_tail(self, exp_CV: Tensor) -> Tensor:
+        """The row of the buffer before those that are held."""
         if self._held_KV is None:
-            # No chunk has more than the first.
-            self._held_KV = exp_CV.new_empty(_HELD_ROWS - 1 + num_rows + _HELD_TAILS, exp_CV.shape[1])
-        return self._held_KV[self._num_broad : self._num_broad + num_rows]
+            # No chunk has more rows than the first.
+            rows = _HELD_TAILS + _HELD_ROWS - 1 + _num_broad(exp_CV.shape[0])
+            self._held_KV = exp_CV.new_empty(rows, exp_CV.shape[1])
+        return self._held_KV[_HELD_TAILS - 1 - len(self._tail_states)]
+
+    def _room_for(self, num_rows: int) -> Tensor:
+        """Rows of the buffer after those that are held."""
+        assert self._held_KV is not None
+        return self._held_KV[_HELD_TAILS + self._num_broad :][:num_rows]
 
     def _limit(self, num_rows: int) -> float:
         return self._tolerance * num_rows / _ROWS_PER_TOLERANCE
@@ -130,8 +133,7 @@ class ColumnSparse:
     def _broadest(self, exp_CV: Tensor, scale_C: Tensor, weight_C: Tensor, common_V: Tensor) -> Tensor:
         """The rows with most mass outside the words that most rows have theirs in."""
         inside_C = exp_CV.index_select(1, common_V.nonzero().squeeze(1)).sum(dim=1).mul_(scale_C)
-        count = min(weight_C.numel(), max(_FEWEST_BROAD, weight_C.numel() // _ROWS_PER_BROAD))
-        return (weight_C - inside_C).topk(count).indices
+        return (weight_C - inside_C).topk(_num_broad(weight_C.numel())).indices
 
     def _times_columns(self, gradient_KV: Tensor, columns_U: Tensor) -> Tensor:
         """``gradient @ weight`` by some of its columns, the others having the mean row."""
@@ -178,7 +180,11 @@ class ColumnSparse:
         if gradients.hidden_ND is not None:
             gradients.hidden_ND[rows] = total_CD.addr_(tail_C, self._mean_row()).mul_(gradients.scale)
         if gradients.weight_VD is not None:
-            self._tails.append((tail_V, _mean_state(tail_C, hidden_CD.to(projection.exact))))
+            self._tail_states.append(_mean_state(tail_C, hidden_CD.to(projection.exact)))
+
+
+def _num_broad(num_rows: int) -> int:
+    return min(num_rows, max(_FEWEST_BROAD, num_rows // _ROWS_PER_BROAD))
 
 
 def _mean_state(tail_C: Tensor, hidden_CD: Tensor) -> Tensor:

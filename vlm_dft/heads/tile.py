@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm_dft.objectives import TOP_K
 
 # Elements that are worked on at a time: a few rows, so that a CPU's caches hold them between two passes.
-_SCRATCH_ELEMENTS_CPU = 2**20
+_SCRATCH_ELEMENTS_CPU = 2**19
 _SCRATCH_ELEMENTS_GPU = 2**27
 
 
@@ -39,17 +39,20 @@ def softmax(logits_CV: Tensor, labels_C: Tensor, wanted: frozenset[str], referen
     """
     elements = _SCRATCH_ELEMENTS_CPU if logits_CV.device.type == "cpu" else _SCRATCH_ELEMENTS_GPU
     step = max(1, elements // logits_CV.shape[1])
+    # One buffer for all: a new one each time, between what is kept, would be new memory each time.
+    scratch_RV = torch.empty_like(logits_CV[:step])
     parts: list[dict[str, Tensor]] = []
     for start in range(0, labels_C.numel(), step):
         rows = slice(start, start + step)
         reference_RV = reference_CV[rows] if reference_CV is not None else None
-        parts.append(_softmax_rows(logits_CV[rows], labels_C[rows], wanted, reference_RV))
+        scratch = scratch_RV[: labels_C[rows].numel()]
+        parts.append(_softmax_rows(logits_CV[rows], labels_C[rows], wanted, reference_RV, scratch))
     statistics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Tile(logits_CV, statistics.pop("sum"), statistics, reference_CV)
 
 
 def _softmax_rows(
-    logits_RV: Tensor, labels_R: Tensor, wanted: frozenset[str], reference_RV: Tensor | None
+    logits_RV: Tensor, labels_R: Tensor, wanted: frozenset[str], reference_RV: Tensor | None, exp_RV: Tensor
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     largest_R = logits_RV.amax(dim=1)
@@ -60,7 +63,7 @@ def _softmax_rows(
         found["top_entropy_N"] = _entropy(logits_RV.topk(min(TOP_K, logits_RV.shape[1]), dim=1).values)
     # torch's softmax is the fastest way to the exponentials, but its sum is 1e-4 off over a large vocabulary: sum and
     # scale are taken anew. The largest entry, e^0 in the same scale, is never small.
-    exp_RV = logits_RV.softmax(dim=1)
+    torch.softmax(logits_RV, dim=1, out=exp_RV)
     found["sum"] = exp_RV.sum(dim=1)
     log_sum_R = (found["sum"] / exp_RV.amax(dim=1)).log()  # of logits from which the largest is subtracted
     found["logp"] = target_R - largest_R - log_sum_R
@@ -69,9 +72,8 @@ def _softmax_rows(
     if reference_RV is not None:
         found["kl"] = _divergence(reference_RV, logits_RV, largest_R + log_sum_R)
     if "entropy" in wanted:
-        # H = log sum - E[logit - largest]
-        mean_R = torch.linalg.vecdot(exp_RV, logits_RV, dim=1) / found["sum"]
-        found["entropy"] = log_sum_R - (mean_R - largest_R)
+        # H = log sum - E[logit]
+        found["entropy"] = log_sum_R + largest_R - logits_RV.mul_(exp_RV).sum(dim=1) / found["sum"]
     logits_RV.copy_(exp_RV)
     return found
 
