@@ -20,6 +20,7 @@ from store_samples import new_job
 from test_api_evaluations import score
 
 from service.jobs import store
+from service.jobs.phases import Queue
 from vlm_dft.evaluation.item_files import PICTURES_NAME, ItemRecord, PictureRecord
 from vlm_dft.results import StepMetrics
 from vlm_dft.run_dir import RunDir
@@ -132,6 +133,19 @@ def comparison(api: Api, http: httpx.Client, file_id: str) -> dict[str, Any]:
         verdicts = {"tuned": [n < right for n in range(12)], "base": [n % 3 == 0 for n in range(12)]}
         api.finish(claim, scores=write_items(run, verdicts))
     return made
+
+
+def gpu_worker(api: Api) -> None:
+    """The worker that took the jobs above, with two GPUs; of one of them the driver does not tell everything."""
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "memory_total_gib": 79.6, "memory_used_gib": 61.2}
+    devices = [
+        gpu | {"index": 0, "uuid": "GPU-0", "utilisation_percent": 97, "temperature_celsius": 64},
+        gpu | {"index": 1, "uuid": "GPU-1", "utilisation_percent": None, "temperature_celsius": None},
+    ]
+    with api.database.write() as s:
+        store.register_worker(
+            s, "test:worker:1", host="gpu-box", queue=Queue.GPU, pid=1, devices=devices, versions={"python": "3.11"}
+        )
 
 
 def many_jobs(api: Api, file_id: str, count: int) -> None:

@@ -89,3 +89,23 @@ def test_nothing_parses_data_as_html() -> None:
     parsers = re.compile(r"(innerHTML|outerHTML) = |insertAdjacentHTML|document\.write|\beval\(")
     for path in STATIC.rglob("*.js"):
         assert parsers.search(path.read_text()) is None, path
+
+
+def test_jobs_are_listed_by_status_and_from_the_oldest(api: Api) -> None:
+    """What the queue asks for: the running ones however many wait, and who waits longest."""
+    client = api.client("secret")
+    file_id = api.ready_file(client)
+    ids = [client.fine_tuning.jobs.create(model="tiny", training_file=file_id).id for _ in range(3)]
+    api.claim(ids[0])
+    with api.http("secret") as http:
+
+        def found(**query: str) -> list[str]:
+            answer = http.get("/v1/fine_tuning/jobs", params=query).raise_for_status().json()
+            return [job["id"] for job in answer["data"]]
+
+        assert found(status="running") == ids[:1]
+        assert found(status="queued") == [ids[2], ids[1]]
+        assert found(status="queued", order="asc") == [ids[1], ids[2]]
+        assert found(status="queued", order="asc", after=ids[1]) == [ids[2]]
+        assert found(status="succeeded") == []
+        assert http.get("/v1/fine_tuning/jobs", params={"status": "sleeping"}).json()["error"]["param"] == "status"

@@ -102,6 +102,10 @@ def look_before_training(page: Page) -> None:
     expect(trained).to_contain_text("The disc in picture 0 is red.", timeout=60 * SECONDS)
     expect(trained).not_to_contain_text("which colour is the disc?")
     expect(page.locator("article").first).to_contain_text("visual")
+    page.get_by_role("button", name="Estimate time and memory").click()
+    expect(page.get_by_text("All 12 rows fit into")).to_be_visible()
+    page.get_by_role("button", name="SFT or DFT? Ask the model").click()
+    expect(page.get_by_text("Suits this model and data:")).to_be_visible(timeout=60 * SECONDS)
 
 
 def submit(page: Page) -> None:

@@ -12,7 +12,7 @@ import pytest
 from api_server import Api, serve
 from browser import DESKTOP, PHONE, chromium, chromium_binary, tab
 from conftest import skip
-from dashboard_scenes import BENCHMARK, comparison, long_job, many_jobs
+from dashboard_scenes import BENCHMARK, comparison, gpu_worker, long_job, many_jobs
 from databases import copied_sqlite
 from playwright.sync_api import Browser, expect
 
@@ -45,6 +45,7 @@ def scene(api: Api) -> dict[str, Any]:
         file_id = api.ready_file(api.client())
         made = comparison(api, http, file_id)
         job_id = long_job(api, http, file_id, steps=100_000)
+        gpu_worker(api)
         many_jobs(api, file_id, 1000)
     return {"comparison": made["id"], "arm": made["arms"][1]["job_id"], "long": job_id, "file": file_id}
 
@@ -52,7 +53,7 @@ def scene(api: Api) -> dict[str, Any]:
 def pages(scene: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Name -> where it is, and a text that shows once all is there."""
     return {
-        "queue": ("#/", "Show older jobs"),
+        "queue": ("#/", "61.2 of 79.6 GiB"),
         "new": (f"#/new?file={scene['file']}", "Every row can be trained on"),
         "job": (f"#/jobs/{scene['arm']}", "Which colour?"),
         "evaluations": ("#/evaluations", "Scored models"),
@@ -96,6 +97,23 @@ def test_a_long_job_among_a_thousand_is_usable_within_two_seconds(
         assert 200 < points.count("L") < 400
     print(f"usable after {usable_seconds:.2f} s, drawn after {drawn_seconds:.2f} s")
     assert usable_seconds < 8
+
+
+def test_the_queue_tells_places_reasons_and_what_the_gpus_do(browser: Browser, api: Api, scene: dict[str, Any]) -> None:
+    with tab(browser, api.url) as opened:
+        page = opened.open("#/")
+        machines = page.get_by_role("region", name="Machines")
+        expect(machines.get_by_label("Memory: 61.2 of 79.6 GiB").first).to_be_visible()
+        expect(machines.get_by_label("Utilisation: 97 %")).to_be_visible()
+        running = page.get_by_role("group", name="Running")
+        expect(running.get_by_role("row", name=re.compile("long"))).to_contain_text("starting")
+        waiting = page.get_by_role("group", name="Waiting")
+        expect(waiting.get_by_role("row")).to_have_count(1 + 25)
+        expect(waiting.get_by_role("row").nth(1)).to_contain_text("0 ahead, waits for a GPU")
+        expect(waiting.get_by_role("row").nth(25)).to_contain_text("No. 25")
+        page.get_by_label("Find").fill("high long")
+        expect(waiting).to_have_count(0)
+        expect(running.get_by_role("row")).to_have_count(1 + 1)
 
 
 def test_curves_are_read_with_the_arrow_keys(browser: Browser, api: Api, scene: dict[str, Any]) -> None:

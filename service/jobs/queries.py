@@ -8,8 +8,8 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from service.errors import NotFoundError
-from service.jobs.pages import Page, paginate
-from service.jobs.phases import Kind
+from service.jobs.pages import Order, Page, paginate
+from service.jobs.phases import Kind, Phase, openai_status
 from service.jobs.tables import Attempt, Job, JobMetadata
 
 
@@ -33,8 +33,11 @@ def list_jobs(
     limit: int = 20,
     metadata: Mapping[str, str] | None = None,
     without_metadata: bool = False,
+    status: str | None = None,
+    order: Order = "desc",
 ) -> Page[Job]:
-    """Newest first. metadata: only jobs that have all these pairs; without_metadata: only jobs that have none.
+    """Newest first, or oldest. metadata: only jobs that have all these pairs; without_metadata: only jobs that have
+    none; status: only those that OpenAI's clients see in it.
 
     Raises InvalidRequestError when ``after`` is not in the list.
     """
@@ -44,7 +47,9 @@ def list_jobs(
         statement = statement.where(pair)
     if without_metadata:
         statement = statement.where(~exists().where(JobMetadata.job_id == Job.id))
-    return paginate(s, statement, Job, after=after, limit=limit)
+    if status is not None:
+        statement = statement.where(Job.phase.in_([phase for phase in Phase if openai_status(phase) == status]))
+    return paginate(s, statement, Job, after=after, limit=limit, order=order)
 
 
 def list_attempts(s: Session, job_id: str) -> list[Attempt]:

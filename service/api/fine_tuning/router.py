@@ -6,6 +6,7 @@ What a job leaves behind is in ``outputs``.
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from fastapi import APIRouter, BackgroundTasks, Request
 
@@ -23,6 +24,7 @@ from service.jobs.phases import Kind, Queue
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 _METADATA_FILTER = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
@@ -62,8 +64,10 @@ def list_jobs(
     settings: SettingsNow,
     after: After = None,
     limit: Limit = 20,
+    status: Status | None = None,
+    order: Literal["asc", "desc"] = "desc",
 ) -> ListPage[FineTuningJob]:
-    """List jobs, newest first; metadata[key]=value filters, metadata=null lists those without any."""
+    """List jobs, newest first; metadata[key]=value filters, metadata=null lists those without any, status by status."""
     metadata, without_metadata = metadata_filter(request)
     with database.read() as s:
         page = store.list_jobs(
@@ -74,6 +78,8 @@ def list_jobs(
             limit=limit,
             metadata=metadata,
             without_metadata=without_metadata,
+            status=status,
+            order=order,
         )
         places = store.Places(s, Queue.GPU, settings.lease_seconds)
         return ListPage.of([show_job(s, job, settings, places) for job in page.rows], page.has_more)

@@ -92,7 +92,7 @@ function keyForm(projects, again) {
       ...(administrates.checked && { scopes: ["read", "write", "admin"] }),
     }));
   };
-  return h("form", { onsubmit: submit }, h("h3", null, "Make a key"),
+  return h("form.page", { onsubmit: submit }, h("h3", null, "Make a key"),
     h("div.fields", null,
       h("div.field", null, h("label", { for: "key-name" }, "What it is for"), name), h("div.field", null, h("label", { for: "key-project" }, "Project"), project),
       h("div.field", null, h("label", { for: "key-days" }, "Expires after days"), days),

@@ -6,7 +6,7 @@ import { time } from "../format.js";
 
 export async function render(root, page) {
   page.title("Models");
-  const rows = h("div");
+  const rows = h("div.page");
   const trouble = h("div");
   const load = async () => {
     const models = (await get("/v1/models", {}, page.signal)).data;
@@ -67,7 +67,7 @@ function scoring(models, benchmarks) {
       show(trouble, failure(error));
     }
   };
-  return section("Score a model", null, h("form", { onsubmit: submit },
+  return section("Score a model", null, h("form.page", { onsubmit: submit },
     h("div.fields", null,
       h("div.field", null, h("label", { for: "score-model" }, "Model"), model),
       h("div.field", null, h("label", { for: "score-limit" }, "Items of each benchmark"), limit)),
