@@ -121,6 +121,8 @@ class Settings(BaseSettings):
     cache_retention_days: float | None = Field(default=None, ge=0)
     """Shared scores that were written this long ago are forgotten."""
 
+    cpu_ranks: int = Field(default=1, ge=1)
+    """Processes of one training on a worker without GPUs; with GPUs there is one for each."""
     trainer_python: Path | None = None
     """Python that runs `-m vlm_dft`; unset: the worker's own."""
     vlmeval_python: Path | None = None

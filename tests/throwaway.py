@@ -66,14 +66,14 @@ def redis_server(directory: Path) -> Iterator[str]:
     ]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: _listens(port), 10, "redis listens")
+        wait_until(lambda: listens(port), 10, "redis listens")
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.terminate()
         process.wait(10)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -114,14 +114,14 @@ def postgres_server(directory: Path) -> Iterator[str]:
         **user,
     )
     try:
-        wait_until(lambda: _accepts(port), 20, "postgres accepts connections")
+        wait_until(lambda: accepts(port), 20, "postgres accepts connections")
         yield f"postgresql+psycopg://vlm_dft@127.0.0.1:{port}/postgres"
     finally:
         process.send_signal(signal.SIGINT)  # fast shutdown: SIGTERM waits for open connections
         process.wait(20)
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
     import psycopg
 
     try:

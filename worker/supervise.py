@@ -29,13 +29,7 @@ from worker.follow import Follower
 from worker.meanwhile import meanwhile
 from worker.mirror import open_mirror
 from worker.record import End, Outcome, record_crash, record_end, record_failure, record_news
-from worker.trainer_process import (
-    TrainerProcess,
-    isolated,
-    needs_network,
-    trainer_command,
-    trainer_environment,
-)
+from worker.trainer_process import TrainerProcess, isolated, needs_network, trainer_command, trainer_environment
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +83,7 @@ class Attempt:
         self._database = database
         self._settings = settings
         self._claim = claim
-        self._ranks = max(1, num_gpus) if claim.kind == Kind.FINE_TUNING else 1
+        self._ranks = num_gpus or settings.cpu_ranks if claim.kind == Kind.FINE_TUNING else 1
         self._stop = stop
         self._run = RunDir(claim.run_path)
         self._mirror = open_mirror(settings, claim)
