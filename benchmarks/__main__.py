@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("api", "head", "head-memory", "step", "packing", "invariance", "input", "resume", "generate")
-COMMANDS = ("contract",)
+COMMANDS = ("chaos", "contract")
 """With arguments of their own and without a ratio; not part of ``all``."""
 RESULTS = Path(__file__).parent / "results"
 _VERSIONS = ("torch", "transformers", "trl", "numpy")
@@ -26,10 +26,6 @@ _VERSIONS = ("torch", "transformers", "trl", "numpy")
 def main() -> int:
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
-    if sys.argv[1:2] == ["chaos"]:  # has options of its own, and is no measurement
-        from benchmarks import chaos
-
-        return chaos.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=(*NAMES, "all"))
     name = parser.parse_args().name
