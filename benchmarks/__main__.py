@@ -1,6 +1,7 @@
-"""``python -m benchmarks NAME``: one benchmark, one JSON line with "ratio", kept in benchmarks/results; ``all``: each.
+"""``python -m benchmarks NAME``: one benchmark, one JSON line with "ratio"; ``all``: each of them.
 
-Each runs in a process of its own, on one thread. Knows the names; what they compare is told by their modules.
+Each runs in a process of its own, on one thread. With ``--save`` a line is also written to benchmarks/results/NAME.json:
+do so on a machine that does nothing else. Knows the names; what they compare is told by their modules.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,26 +25,32 @@ RESULTS = Path(__file__).parent / "results"
 _VERSIONS = ("torch", "transformers", "trl", "numpy")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=(*NAMES, "all"))
-    name = parser.parse_args().name
-    if name == "all":
-        codes = [subprocess.run([sys.executable, "-m", "benchmarks", each]).returncode for each in NAMES]
-        return int(any(codes))
+    parser.add_argument("--save", action="store_true", help="write the line to benchmarks/results/NAME.json, too")
+    given = parser.parse_args(arguments)
+    options = ["--save"] if given.save else []
+    if given.name == "all":
+        return int(any([_run_alone(name, options) for name in NAMES]))  # a list: each runs, whatever became of the last
     if os.environ.get("OMP_NUM_THREADS") != "1":
         # Read when torch is loaded, by every library it brings.
-        return subprocess.run(
-            [sys.executable, "-m", "benchmarks", name], env=os.environ | {"OMP_NUM_THREADS": "1"}
-        ).returncode
-    measured = importlib.import_module(f"benchmarks.{name.replace('-', '_')}").measure()
-    line = {"benchmark": name, **_rounded(measured), **_where()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(line, indent=2) + "\n")
-    print(json.dumps(line))
+        return _run_alone(given.name, options)
+    began = time.monotonic()
+    measured = importlib.import_module(f"benchmarks.{given.name.replace('-', '_')}").measure()
+    line = {"benchmark": given.name, **_rounded(measured), "took_seconds": round(time.monotonic() - began), **_where()}
+    if given.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{given.name}.json").write_text(json.dumps(line, indent=2) + "\n")
+    print(json.dumps(line), flush=True)
     return 0
+
+
+def _run_alone(name: str, options: list[str]) -> int:
+    command = [sys.executable, "-m", "benchmarks", name, *options]
+    return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
 
 
 def _where() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What the OpenAPI says beyond the routes themselves, and what it says about a path.
 
-Every path under /v1 asks for a key: Authentication checks it before a route is chosen, and a dependency of every route
-that only declares it would cost each request something. Every error is JSON, whatever the route's own answer is.
+Every path under /v1, and /metrics, asks for a key: Authentication checks it before a route is chosen, and a dependency
+of every route that only declares it would cost each request something. Every error is JSON, whatever the route's own
+answer is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-_GUARDED = "/v1/"
+_GUARDED = ("/v1/", "/metrics")
 _SCHEME = "HTTPBearer"
 _JSON: Final = "application/json"
 _WHOLE_REST: Final = ("model",)
