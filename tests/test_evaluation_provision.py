@@ -21,9 +21,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
+from vlm_dft.config import EvalConfig
 from vlm_dft.errors import BenchmarkError
-from vlm_dft.evaluation import provision
+from vlm_dft.evaluation import backends, provision
 from vlm_dft.evaluation.provision import PUBLISHED, add, find_benchmarks, kind_of, where_it_goes
+from vlm_dft.run_dir import RunDir
 
 
 @pytest.fixture
@@ -66,6 +68,22 @@ def test_an_official_file_is_checked_by_its_md5(official: Path, tmp_path: Path) 
     other = official.rename(official.with_name("my-mathvision.tsv"))
     assert add(str(other), home)[1].published is None
     assert sorted(path.name for path in home.iterdir()) == ["MathVision_MINI", "my-mathvision"]
+
+
+def test_a_file_put_there_by_hand_is_checked_before_it_is_scored(official: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(official, home / official.name)
+    found = find_benchmarks(home)["MathVision_MINI"]
+    provision.check_published(found.config("MathVision_MINI"))
+    changed = home / official.name
+    changed.write_text(official.read_text().replace("12", "13"))
+    config = EvalConfig(model="m", benchmarks=(found.config("MathVision_MINI"),))
+    with pytest.raises(BenchmarkError, match="the md5 is") as caught:
+        backends.evaluate(config, RunDir(tmp_path), tuned="/no/model", base=None)
+    assert "--modified --replace" in (caught.value.hint or "")
+    add(str(changed), home, modified=True, replace=True)
+    provision.check_published(find_benchmarks(home)["MathVision_MINI"].config("MathVision_MINI"))
 
 
 def test_a_file_under_its_published_name_gets_vlmevalkits(official: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vlm_dft.evaluation.answering import Role
 from vlm_dft.evaluation.contamination import report_overlaps
 from vlm_dft.evaluation.item_files import keep_items, pictures_dir
 from vlm_dft.evaluation.judge import Judge
+from vlm_dft.evaluation.provision import check_published
 from vlm_dft.evaluation.score_cache import ScoreCache
 from vlm_dft.evaluation.vlmevalkit.installation import Installation, Unavailable, find_installation
 from vlm_dft.evaluation.vlmevalkit.tables import refusal, without_picture
@@ -33,6 +34,8 @@ def evaluate(
     Raises ConfigError for a backend that cannot be used, and what the backends raise.
     """
     _check_directories(config, run)
+    for entry in config.benchmarks:
+        check_published(entry)
     # Read first: a benchmark that cannot be read costs nothing before any model is loaded.
     installation, asked = choose(config)
     if asked and config.judge is not None:

@@ -114,6 +114,8 @@ def find_benchmarks(directory: Path) -> dict[str, Found]:
         if (path / MANIFEST_NAME).is_file():
             manifest = read_manifest(path)
             found[name] = Found(manifest.kind, (path / manifest.file).resolve(), manifest)
+        elif name in found and found[name].manifest:
+            continue  # what was added stands before the file that it was added from
         elif (kind := kind_of(name)) and (path.is_dir() or path.suffix.lower() in SUFFIXES):
             found[name] = Found(kind, path.resolve())
     return found
@@ -287,6 +289,18 @@ def _check_sums(path: Path, name: str, digests: dict[str, str], checksum: str | 
             "fetch it again, or take this one under a name of its own or as modified"
         )
     return False
+
+
+def check_published(config: BenchmarkConfig) -> None:
+    """Raises BenchmarkError for a file that was put there by hand under a published name and is another one."""
+    path = find_source(config.kind, config.path, RULES[config.kind].NAMES)
+    if path.suffix.lower() != ".tsv" or path.stem not in PUBLISHED or (path.parent / MANIFEST_NAME).is_file():
+        return
+    try:
+        _check_sums(path, path.stem, _digests(path), None, modified=False)
+    except BenchmarkError as error:
+        hint = f"to score it as it is: vlm-dft benchmarks add {path} --modified --replace"
+        raise BenchmarkError(error.message, hint=hint) from None
 
 
 def _downloaded(url: str, directory: Path, checksum: str | None) -> tuple[Path, str]:
