@@ -14,6 +14,7 @@ from cli import (
     doctor,
     estimate,
     evaluate,
+    import_job,
     local,
     preflight,
     preview,
@@ -45,6 +46,7 @@ app.command()(preview.preview)
 app.command()(estimate.estimate)
 app.command()(preflight.preflight)
 app.command()(submit.submit)
+app.command()(import_job.import_job)
 app.command()(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(benchmarks.benchmarks_app, name="benchmarks")

@@ -85,9 +85,7 @@ def upload(client: openai.OpenAI, name: str, options: dict[str, Any]) -> str:
     elif not path.is_file():
         raise typer.BadParameter(f"{name} is neither a file, a directory nor a file id (file-...)")
     elif path.stat().st_size > CHUNKED_ABOVE_BYTES:
-        done = client.uploads.upload_file_chunked(file=path, mime_type="application/octet-stream", purpose="fine-tune")
-        assert done.file is not None, "a completed upload has its file"
-        file_id = done.file.id
+        file_id = _upload_in_parts(client, path, fields)
     else:
         with path.open("rb") as file:
             file_id = client.files.create(file=(path.name, file), purpose="fine-tune", extra_body=fields).id

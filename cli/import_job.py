@@ -1,0 +1,78 @@
+"""`vlm-dft import-job`: a fine-tuning job of OpenAI's, as its API answers or takes it, submitted here as it is.
+
+What decides the training is taken over: method, hyperparameters, seed, suffix, metadata. Names that mean something on
+OpenAI's servers alone have to be given anew: the model and the files. A job of a method that is not here is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import EXIT_FAILED, connect, err, out, post, readable_errors
+from cli.submit import upload
+from cli.watch import follow
+
+_TAKEN = ("seed", "suffix", "metadata")
+_NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+_POLL_SECONDS = 1.0
+
+
+class JobFileError(ValueError):
+    """The file holds no job that can be trained here; the message says why."""
+
+
+def import_job(
+    job_file: Annotated[Path, typer.Argument(help="JSON: what /v1/fine_tuning/jobs answered, or was sent.")],
+    training_file: Annotated[str, typer.Option(help="OpenAI's JSONL as it is, or a file's id here.")],
+    model: Annotated[str, typer.Option(help="Base model to train; `vlm-dft models` lists them.")],
+    validation_file: Annotated[str | None, typer.Option(help="Held-out file or file id.")] = None,
+    objective: Annotated[str, typer.Option(help="nll is what OpenAI trained; dft weighs each token.")] = "nll",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request and submit nothing.")] = False,
+    watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job to its end.")] = True,
+) -> None:
+    """Train again here what was fine-tuned at OpenAI: same rows, same hyperparameters."""
+    try:
+        request = request_of(json.loads(job_file.read_text(encoding="utf-8")), objective)
+    except (OSError, ValueError) as error:
+        err.print(f"[red]{job_file}: {error}[/]", highlight=False)
+        raise typer.Exit(EXIT_FAILED) from None
+    if dry_run:
+        shown = {"model": model, "training_file": training_file, "validation_file": validation_file, **request}
+        out.print_json(json.dumps({key: value for key, value in shown.items() if value is not None}))
+        return
+    with readable_errors():
+        client = connect()
+        body = {"model": model, "training_file": upload(client, training_file, {"model": model}), **request}
+        if validation_file is not None:
+            body["validation_file"] = upload(client, validation_file, {"model": model})
+        job_id = post(client, "/fine_tuning/jobs", body)["id"]
+        out.print(f"job {job_id}", highlight=False)
+        if watch and follow(client, job_id, _POLL_SECONDS)["status"] != "succeeded":
+            raise typer.Exit(EXIT_FAILED)
+
+
+def request_of(job: Any, objective: str) -> dict[str, Any]:
+    """The request's body without model and files. Raises JobFileError."""
+    if not isinstance(job, dict) or not job.keys() & {"model", "hyperparameters", "method", "training_file"}:
+        raise JobFileError("this is no fine-tuning job: an object with model, training_file and method is expected")
+    method = job.get("method") or {}
+    kind = method.get("type", "supervised")
+    if kind != "supervised":
+        raise JobFileError(f"method.type is {kind!r}: only supervised jobs can be trained here")
+    given = {**(job.get("hyperparameters") or {}), **((method.get("supervised") or {}).get("hyperparameters") or {})}
+    if unknown := given.keys() - set(_NUMBERS):
+        raise JobFileError(f"hyperparameters: {', '.join(sorted(unknown))} is not among {', '.join(_NUMBERS)}")
+    if job.get("integrations"):
+        raise JobFileError("integrations: there is none here; take them out of the file")
+    numbers = {name: value for name, value in given.items() if value is not None}
+    taken = {name: job[name] for name in _TAKEN if job.get(name) is not None}
+    if "suffix" not in taken and (name := job.get("user_provided_suffix")):
+        taken["suffix"] = name
+    return {
+        **taken,
+        "method": {"type": "supervised", "supervised": {"objective": objective, "hyperparameters": numbers}},
+    }
