@@ -18,7 +18,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vlm_dft import trainer
 from vlm_dft.config import LoraConfig, ObjectiveConfig, RunConfig, TrainConfig
@@ -209,8 +209,16 @@ def test_settings_that_change_only_memory_and_places_may_differ(finished: RunDir
     config = finished.read_config().train
     assert config is not None
     shutil.copytree(config.dataset, moved)
-    config, run = resumed(finished, tmp_path / "run", dataset=moved, micro_batch_size=2, gradient_checkpointing=False)
+    model = tmp_path / "model"
+    shutil.copytree(config.model, model)
+    changes = {"dataset": moved, "model": str(model), "micro_batch_size": 2, "gradient_checkpointing": False}
+    config, run = resumed(finished, tmp_path / "run", **changes)
     assert trainer.train(config, run).steps == 4
+    weights = {name: 1.5 * weight for name, weight in load_file(model / "model.safetensors").items()}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    config, run = resumed(finished, tmp_path / "other", **changes)
+    with pytest.raises(CheckpointError, match=r"another training: model .* has fingerprint"):
+        trainer.train(config, run)
 
 
 def test_a_torn_checkpoint_is_never_used(finished: RunDir, tmp_path: Path):

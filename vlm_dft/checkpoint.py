@@ -50,6 +50,8 @@ _MAY_DIFFER: Final = frozenset(
     | {"micro_batch_size", "packing", "pack_length_tokens", "gradient_checkpointing"}
     | {"patch_cache", "vision_cache", "reference_cache", "compile"}
 )
+# What lies elsewhere on another host; the model is told by its fingerprint.
+_PLACES: Final = frozenset({"model", "accuracy_probe.benchmark.path"})
 
 
 class State(Record):
@@ -73,6 +75,8 @@ class State(Record):
     """The settings that must be the same when it goes on."""
     fingerprint: str
     """Of the training data."""
+    model: str | None = None
+    """Of the model that the training began with (``model_files.model_fingerprint``); None: an older version's."""
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -141,8 +145,8 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def open_checkpoint(path: Path, config: TrainConfig, fingerprint: str) -> State:
-    """State of a complete checkpoint of the same training.
+def open_checkpoint(path: Path, config: TrainConfig, fingerprint: str, model: str) -> State:
+    """State of a complete checkpoint of the same training. fingerprint, model: of its data and of its base model.
 
     Raises CheckpointError: for a torn one naming the file, for one of another training naming the fields that differ.
     """
@@ -155,9 +159,11 @@ def open_checkpoint(path: Path, config: TrainConfig, fingerprint: str) -> State:
     found = {name: value for name, value in _flat(_DEFAULTS).items() if name in wanted} | found
     differing = [
         f"{name} is {wanted.get(name)!r}, the checkpoint has {found.get(name)!r}"
-        for name in sorted(found.keys() | wanted.keys())
+        for name in sorted((found.keys() | wanted.keys()) - _PLACES)
         if found.get(name) != wanted.get(name)
     ]
+    if state.model not in (model, None):
+        differing.append(f"model {config.model} has fingerprint {model[:12]}, the checkpoint's had {state.model[:12]}")
     if state.fingerprint != fingerprint:
         differing.append(f"dataset has fingerprint {fingerprint[:12]}, the checkpoint's had {state.fingerprint[:12]}")
     if differing:

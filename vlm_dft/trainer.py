@@ -32,7 +32,7 @@ from vlm_dft.errors import DatasetError, ModelError
 from vlm_dft.export import ExportRecord, export
 from vlm_dft.interruption import Interrupted, StopRequest
 from vlm_dft.model import LoadedModel, adapt, load
-from vlm_dft.model_files import locate
+from vlm_dft.model_files import locate, model_fingerprint
 from vlm_dft.optimization import Optimization, StepOutcome
 from vlm_dft.pictures import Pictures
 from vlm_dft.probe import Probe
@@ -71,9 +71,10 @@ class _Training:
             checkpoint.remove_leftovers(run)
         resume = _resume_path(config, run)
         fingerprint = CanonicalDataset.open(config.dataset).manifest.fingerprint
-        self.state = State(config=checkpoint.identity(config), fingerprint=fingerprint)
+        base = model_fingerprint(locate(config.model, config.revision))
+        self.state = State(config=checkpoint.identity(config), fingerprint=fingerprint, model=base)
         if resume is not None:
-            self.state = checkpoint.open_checkpoint(resume, config, fingerprint)
+            self.state = checkpoint.open_checkpoint(resume, config, fingerprint, base)
         self.resumed_from_step = self.state.step if resume is not None else None
         self.loaded = _load(config, resume, ranks)
         self.pictures = Pictures(self.loaded, config, ranks)
