@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,11 @@ def get(client: openai.OpenAI, path: str, **params: Any) -> Any:
 def post(client: openai.OpenAI, path: str, body: dict[str, Any]) -> Any:
     """POST to one of our extensions."""
     return client.post(path, cast_to=object, body=body)
+
+
+def print_json(value: Any) -> None:
+    """For programs: on standard output, and nothing else there."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import openai
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cli.client import EXIT_FAILED, connect, get, out, post, readable_errors
+from cli.client import EXIT_FAILED, connect, get, out, post, print_json, readable_errors
 from cli.comparison_table import print_comparison
 from cli.submit import benchmark_list, parse_pairs, upload
 from cli.watch import TERMINAL
@@ -64,7 +63,7 @@ def compare(
             _follow(client, comparison_id, quiet=as_json)
         shown = get(client, f"{PATH}/{comparison_id}", **({"reference": reference} if reference else {}))
         if as_json:
-            out.print_json(json.dumps(shown))
+            print_json(shown)
         else:
             print_comparison(shown, get(client, f"{PATH}/{comparison_id}/curves", keys="nll")["data"])
     if shown["status"] in ("failed", "cancelled"):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 from rich.table import Column, Table
 
 from cli.client import out
+from cli.sparkline import sparkline
 
-_BARS = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH = 40
 EVIDENCE = 0.05
 """A permutation p below it is called a difference; an interval is shown beside it anyway."""
 
@@ -47,18 +45,6 @@ def _arms(shown: dict[str, Any], points: dict[str, list[dict[str, Any]]]) -> Tab
         rate = f"{arm['learning_rate']:g}"
         table.add_row(arm["name"], arm["job_id"], arm["phase"], arm["objective"], rate, steps, held_out, spark)
     return table
-
-
-def sparkline(values: list[float], width: int = SPARK_WIDTH) -> str:
-    """Means of up to width stretches as bars from the lowest to the highest, both printed after it."""
-    if not values:
-        return ""
-    count = min(width, len(values))
-    bounds = [len(values) * index // count for index in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
-    low, high = min(means), max(means)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((mean - low) * scale)] for mean in means) + f" {low:.3g}..{high:.3g}"
 
 
 def _scores(benchmark: dict[str, Any]) -> Table:

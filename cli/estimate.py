@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.client import connect, out, post, readable_errors
+from cli.client import connect, out, post, print_json, readable_errors
 from cli.submit import parse_pairs, upload
 
 
@@ -34,7 +33,7 @@ def estimate(
         method = {"type": "supervised", "supervised": supervised}
         found = post(client, "/fine_tuning/estimates", {"model": model, "training_file": file_id, "method": method})
     if as_json:
-        out.print_json(json.dumps(found))
+        print_json(found)
         return
     print_estimate(found)
 

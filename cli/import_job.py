@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import EXIT_FAILED, connect, err, out, post, readable_errors
+from cli.client import EXIT_FAILED, connect, err, out, post, print_json, readable_errors
 from cli.submit import upload
 from cli.watch import follow
 
@@ -42,7 +42,7 @@ def import_job(
         raise typer.Exit(EXIT_FAILED) from None
     if dry_run:
         shown = {"model": model, "training_file": training_file, "validation_file": validation_file, **request}
-        out.print_json(json.dumps({key: value for key, value in shown.items() if value is not None}))
+        print_json({key: value for key, value in shown.items() if value is not None})
         return
     with readable_errors():
         client = connect()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from cli.client import EXIT_FAILED, connect, err, get, out, post, readable_errors
+from cli.client import EXIT_FAILED, connect, err, get, out, post, print_json, readable_errors
 from cli.submit import upload
 
 _POLL_SECONDS = 1.0
@@ -36,7 +35,7 @@ def preflight(
                 time.sleep(_POLL_SECONDS)
                 found = get(client, f"/fine_tuning/preflights/{found['id']}")
     if as_json:
-        out.print_json(json.dumps(found))
+        print_json(found)
     elif found["status"] == "succeeded":
         print_report(found["report"])
     else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.text import Text
 
-from cli.client import connect, out, post, readable_errors
+from cli.client import connect, out, post, print_json, readable_errors
 from cli.submit import upload
 
 TRAINED_STYLE = "bold green"
@@ -32,7 +31,7 @@ def preview(
         body = {"model": model, "training_file": file_id, "num_rows": rows, "first_row": first_row}
         shown = post(client, "/fine_tuning/preview", {**body, "max_length_tokens": max_length_tokens})
     if as_json:
-        out.print_json(json.dumps(shown))
+        print_json(shown)
         return
     for row in shown["data"]:
         print_row(row, shown["max_length_tokens"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import openai
 import typer
 
-from cli.client import EXIT_FAILED, connect, err, get, out, readable_errors
+from cli.client import EXIT_FAILED, connect, err, get, out, print_json, readable_errors
 from cli.comparison_table import pair_line
 
 
@@ -25,7 +24,7 @@ def report(
         if html is not None:
             _write_page(client, job_id, html)
     if as_json:
-        out.print_json(json.dumps(card))
+        print_json(card)
     else:
         _print(card)
     if card["gate"] and not card["gate"]["passed"]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from cli.client import connect, get, out, post, readable_errors
+from cli.client import connect, get, out, post, print_json, readable_errors
 from cli.watch import TERMINAL, job_path
 
 _FOLLOW_SECONDS = 1.0
@@ -18,10 +18,16 @@ _BARS = " ▁▂▃▄▅▆▇█"
 models_app = typer.Typer(help="List and delete models.", invoke_without_command=True)
 
 
-def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers.")]
+
+
+def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: AsJson = False) -> None:
     """List the newest fine-tuning jobs."""
     with readable_errors():
         page = get(connect(), "/fine_tuning/jobs", limit=limit)
+    if as_json:
+        print_json(page)
+        return
     table = Table(Column("job", min_width=JOB_ID_WIDTH), "phase", "model", "objective", "step", "created", box=None)
     for job in page["data"]:
         progress = job.get("progress") or {}
@@ -55,10 +61,14 @@ def _new_part(before: str, after: str) -> str:
     return after[at + len(last) :] if at >= 0 else after
 
 
-def histograms(job_id: Annotated[str, typer.Argument()]) -> None:
+def histograms(job_id: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
     """Show how probable the targets of the probe's rows were, step by step: p from 0 on the left to 1 on the right."""
     with readable_errors():
-        found = get(connect(), f"{job_path(job_id)}/histograms")["data"]
+        answer = get(connect(), f"{job_path(job_id)}/histograms")
+    if as_json:
+        print_json(answer)
+        return
+    found = answer["data"]
     table = Table("rows", "part", "step", "tokens", "p = 0 ... 1", "p < 0.1", "p > 0.9", box=None)
     for one in sorted(found, key=lambda one: (one["split"] != "train", one["part"], one["step"])):
         low, high = (f"{share:.0%}" if one["num_tokens"] else "" for share in _tails(one))
@@ -88,12 +98,15 @@ def cancel(job_id: Annotated[str, typer.Argument()]) -> None:
 
 
 @models_app.callback()
-def models(context: typer.Context) -> None:
+def models(context: typer.Context, as_json: AsJson = False) -> None:
     """List base and tuned models."""
     if context.invoked_subcommand:
         return
     with readable_errors():
         page = get(connect(), "/models")
+    if as_json:
+        print_json(page)
+        return
     table = Table(Column("model", overflow="fold"), "owner", "parent", "objective", box=None)
     for model in page["data"]:
         table.add_row(model["id"], model["owned_by"], model.get("parent"), model.get("objective"))

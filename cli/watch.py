@@ -10,21 +10,33 @@ import typer
 from openai.types.fine_tuning import FineTuningJob
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from cli.client import EXIT_FAILED, connect, err, get, out, readable_errors
+from cli.client import EXIT_FAILED, connect, err, get, out, print_json, readable_errors
+from cli.sparkline import sparkline
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+_CURVE_WIDTH = 20
 _LEVEL_STYLE = {"warn": "yellow", "error": "red"}
 
 
 def watch(
     job_id: Annotated[str, typer.Argument(help="ftjob-... or eval-...")],
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the job as the API answers it at its end.")] = False,
 ) -> None:
     """Follow a job until it ends; exit code 0 only if it succeeded."""
     with readable_errors():
-        job = follow(connect(), job_id, poll_seconds)
+        job = wait_quietly(connect(), job_id, poll_seconds) if as_json else follow(connect(), job_id, poll_seconds)
+    if as_json:
+        print_json(job)
     if job["status"] != "succeeded":
         raise typer.Exit(EXIT_FAILED)
+
+
+def wait_quietly(client: openai.OpenAI, job_id: str, poll_seconds: float) -> dict[str, Any]:
+    """The job's last state, with nothing printed before."""
+    while (job := get(client, job_path(job_id)))["status"] not in TERMINAL:
+        time.sleep(poll_seconds)
+    return job
 
 
 def follow(client: openai.OpenAI, job_id: str, poll_seconds: float) -> dict[str, Any]:
@@ -38,7 +50,7 @@ def follow(client: openai.OpenAI, job_id: str, poll_seconds: float) -> dict[str,
         while True:
             job = get(client, path)
             after_seq = _print_events(client, path, after_seq) if job_id.startswith("ftjob") else after_seq
-            _show(bar, task, job)
+            _show(bar, task, job, _curve(client, path) if job_id.startswith("ftjob") else "")
             if job["status"] in TERMINAL:
                 break
             time.sleep(poll_seconds)
@@ -63,7 +75,14 @@ def _print_events(client: openai.OpenAI, path: str, after_seq: int) -> int:
             return after_seq
 
 
-def _show(bar: Progress, task: TaskID, job: dict[str, Any]) -> None:
+def _curve(client: openai.OpenAI, path: str) -> str:
+    """Raw NLL so far as a sparkline; empty before the first step."""
+    records = get(client, f"{path}/metrics", keys="nll", resolution=_CURVE_WIDTH)["data"]
+    line = sparkline([record["nll"] for record in records if "nll" in record], _CURVE_WIDTH)
+    return f"  NLL {line}" if line else ""
+
+
+def _show(bar: Progress, task: TaskID, job: dict[str, Any], curve: str) -> None:
     progress = job.get("progress") or {}
     queue = job.get("queue") or {}
     phase = job.get("phase") or job["status"]
@@ -73,7 +92,7 @@ def _show(bar: Progress, task: TaskID, job: dict[str, Any]) -> None:
     elif queue.get("blocked_reason"):
         counts = queue["blocked_reason"]
     else:
-        counts = _counts(progress)
+        counts = _counts(progress) + curve
     done, total = progress.get("step"), progress.get("total_steps")
     if phase == "evaluating":
         done, total = progress.get("items_done"), progress.get("items_total")

@@ -1,0 +1,21 @@
+"""Numbers as a line of bars, for terminals. Knows nothing about what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+_BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 40
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """Means of up to width stretches as bars from the lowest to the highest, both printed after it."""
+    if not values:
+        return ""
+    count = min(width, len(values))
+    bounds = [len(values) * index // count for index in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means) + f" {low:.3g}..{high:.3g}"
