@@ -24,7 +24,8 @@ from api_server import JSONL, serve
 from service import tracing
 from service.jobs.phases import Queue
 from service.jobs.tables import Attempt
-from worker import app, logs
+from service import logs
+from worker import app
 from worker.supervise import StopFlag
 
 directory, url, trace = sys.argv[1:]

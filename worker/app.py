@@ -18,13 +18,13 @@ import structlog
 from celery import Task, signals
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service import tracing
+from service import logs, tracing
 from service.jobs import store
 from service.jobs.database import Database, open_database
 from service.jobs.phases import Queue
 from service.jobs.queue import WAKE, app, prepare_broker
 from service.settings import Settings, get_settings
-from worker import lifeline, logs
+from worker import lifeline
 from worker.inventory import GpuLostError, processes_on, visible_gpus
 from worker.presence import Presence, worker_id
 from worker.strays import clear_strays

@@ -19,7 +19,7 @@ import structlog
 from celery import Celery
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service import storage
+from service import logs, storage
 from service.jobs import queue, store
 from service.jobs.collection import collect
 from service.jobs.database import Database, open_database
@@ -28,7 +28,6 @@ from service.jobs.uploads import expire_uploads
 from service.jobs.webhooks import forget_old_deliveries
 from service.settings import Settings, get_settings
 from service.storage import StorageError, open_storage
-from worker import logs
 from worker.chores import Chore
 from worker.courier import deliver_due
 

@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 
-from service import tracing
+from service import logs, tracing
 from service.api import expiry
 from service.api.authentication import Authentication
 from service.api.closing import watched_signals
@@ -31,7 +31,6 @@ from service.api.files import router as files
 from service.api.files.storage import prepare_directory
 from service.api.fine_tuning import estimates, outputs, preflights, preview
 from service.api.fine_tuning import router as fine_tuning
-from service.api.logs import configure_logs
 from service.api.models import router as models
 from service.api.openapi import complete_schema
 from service.api.operations import router as operations
@@ -56,7 +55,7 @@ _errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application for these settings, by default those of the environment. Its database must exist migrated."""
     settings = settings or get_settings()
-    configure_logs()
+    logs.configure()
     tracing.configure("api")
     settings.data.mkdir(parents=True, exist_ok=True)
     prepare_directory(settings)
