@@ -1,0 +1,122 @@
+"""``python -m service.api.reference``: docs/api.md from the OpenAPI document, so that the two cannot disagree.
+
+A test compares the file with what this prints. Knows no resource.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from service.api.app import create_app
+from service.settings import Settings
+
+PATH = Path(__file__).parent.parent.parent / "docs" / "api.md"
+_FIELDS = ("| field | type | |", "|---|---|---|")
+_HEAD = """# API reference
+
+Made from the service's own OpenAPI document (`GET /openapi.json`) by `python -m service.api.reference`; a test keeps
+the two alike. What OpenAI's client calls has OpenAI's names; everything else is an extension, reached with the client's
+`get` and `post`.
+
+Every request but those for health needs `Authorization: Bearer <key>`, unless the service runs on loopback without
+keys. Every answer has an `x-request-id`; an error is `{"error": {"message", "type", "param", "code"}}` and says in
+`x-should-retry` whether to repeat the request.
+"""
+
+
+def reference() -> str:
+    """The whole file."""
+    with tempfile.TemporaryDirectory() as directory:
+        app = create_app(Settings(data_dir=Path(directory)))
+        document = app.openapi()
+        app.state.database.close()
+    return "\n".join([_HEAD, *_routes(document), *_bodies(document)]).rstrip() + "\n"
+
+
+def _routes(document: dict[str, Any]) -> Iterator[str]:
+    by_tag: dict[str, list[str]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            tag = (operation.get("tags") or ["other"])[0]
+            text = _one_line(operation.get("description") or operation.get("summary") or "")
+            query = ", ".join(f"`{each['name']}`" for each in operation.get("parameters", []) if each["in"] == "query")
+            body = _body_of(operation)
+            by_tag.setdefault(tag, []).append(f"| `{method.upper()} {path}` | {body} | {query} | {text} |")
+    for tag, rows in by_tag.items():
+        yield from [f"## {tag}", "", "| request | body | query | |", "|---|---|---|---|", *rows, ""]
+
+
+def _body_of(operation: dict[str, Any]) -> str:
+    content = operation.get("requestBody", {}).get("content", {})
+    name = _name_of(next(iter(content.values()), {}).get("schema", {}))
+    return f"[{name}](#{name.lower()})" if name else ""
+
+
+def _bodies(document: dict[str, Any]) -> Iterator[str]:
+    """The fields of everything that can be sent, and of what those hold."""
+    schemas = document["components"]["schemas"]
+    yield from ("## Request bodies", "")
+    for name in sorted(_sent(document, schemas)):
+        schema = schemas[name]
+        if "properties" not in schema:
+            continue
+        required = set(schema.get("required", []))
+        yield from (
+            f"### {name}",
+            "",
+            _one_line(schema.get("description", "")),
+            "",
+            "| field | type | |",
+            "|---|---|---|",
+        )
+        for field, part in schema["properties"].items():
+            mark = " (required)" if field in required else ""
+            default = f" Default: `{part['default']}`." if part.get("default") not in (None, [], {}) else ""
+            yield f"| `{field}`{mark} | {_type_of(part)} | {_one_line(part.get('description', ''))}{default} |"
+        yield ""
+
+
+def _sent(document: dict[str, Any], schemas: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    waiting = [
+        _name_of(content.get("schema", {}))
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for content in operation.get("requestBody", {}).get("content", {}).values()
+    ]
+    while waiting:
+        name = waiting.pop()
+        if name and name not in found:
+            found.add(name)
+            waiting += re.findall(r"#/components/schemas/([^'\"]+)", str(schemas[name]))
+    return found
+
+
+def _name_of(schema: dict[str, Any]) -> str:
+    return schema.get("$ref", "").rpartition("/")[2]
+
+
+def _type_of(part: dict[str, Any]) -> str:
+    if name := _name_of(part):
+        return f"[{name}](#{name.lower()})"
+    for many in ("anyOf", "oneOf", "allOf"):
+        if many in part:
+            return " or ".join(dict.fromkeys(text for each in part[many] if (text := _type_of(each)) != "null"))
+    if "enum" in part or "const" in part:
+        return " or ".join(f"`{value}`" for value in part.get("enum", [part.get("const")]))
+    if part.get("type") == "array":
+        return f"list of {_type_of(part.get('items', {}))}"
+    return str(part.get("type", "any"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(reference(), encoding="utf-8")
