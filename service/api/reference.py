@@ -47,7 +47,8 @@ def _routes(document: dict[str, Any]) -> Iterator[str]:
             body = _body_of(operation)
             by_tag.setdefault(tag, []).append(f"| `{method.upper()} {path}` | {body} | {query} | {text} |")
     for tag, rows in by_tag.items():
-        yield from [f"## {tag}", "", "| request | body | query | |", "|---|---|---|---|", *rows, ""]
+        lines: list[str] = [f"## {tag}", "", "| request | body | query | |", "|---|---|---|---|", *rows, ""]
+        yield from lines
 
 
 def _body_of(operation: dict[str, Any]) -> str:
