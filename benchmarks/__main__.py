@@ -1,7 +1,7 @@
 """``python -m benchmarks NAME``: one benchmark, one JSON line with "ratio"; ``all``: each of them.
 
-Each runs in a process of its own, on one thread. With ``--save`` a line is also written to benchmarks/results/NAME.json:
-do so on a machine that does nothing else. Knows the names; what they compare is told by their modules.
+Each runs in a process of its own, on one thread. ``--save`` also writes the line to benchmarks/results/NAME.json: do so
+on a machine that does nothing else. Knows the names; what they compare is told by their modules.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     options = ["--save"] if given.save else []
     if given.name == "all":
-        return int(any([_run_alone(name, options) for name in NAMES]))  # a list: each runs, whatever became of the last
+        codes = [_run_alone(name, options) for name in NAMES]
+        return int(any(codes))
     if os.environ.get("OMP_NUM_THREADS") != "1":
         # Read when torch is loaded, by every library it brings.
         return _run_alone(given.name, options)
