@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         "failures": sum(run["test_cases"]["unique_failures"] for run in runs),
         "operations": max((run["operations"]["tested"] for run in runs), default=0),
         "answers_of_5xx": sum(run["answers_of_5xx"] for run in runs),
-        "by_run": {run["auth"]: run["test_cases"] for run in runs},
+        "by_run": {run["run"]: run["test_cases"] for run in runs},
         "seed": options.seed,
         "schemathesis": runs[0]["schemathesis_version"] if runs else None,
     }

@@ -64,7 +64,7 @@ def test_the_api_keeps_its_contract(api: ApiProcess, tmp_path: Path, auth: str) 
     answers = len(re.findall(r'"status": 5\d\d', api.log.read_text()))
     if REPORT:
         with Path(REPORT).open("a") as file:
-            file.write(json.dumps({"auth": auth, "answers_of_5xx": answers, **found}) + "\n")
+            file.write(json.dumps({**found, "run": auth, "answers_of_5xx": answers}) + "\n")
     assert found["returncode"] == 0, found["output"]
     assert answers == 0
     assert "Traceback" not in api.log.read_text()
