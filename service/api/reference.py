@@ -15,7 +15,6 @@ from service.api.app import create_app
 from service.settings import Settings
 
 PATH = Path(__file__).parent.parent.parent / "docs" / "api.md"
-_FIELDS = ("| field | type | |", "|---|---|---|")
 _HEAD = """# API reference
 
 Made from the service's own OpenAPI document (`GET /openapi.json`) by `python -m service.api.reference`; a test keeps
@@ -106,7 +105,8 @@ def _type_of(part: dict[str, Any]) -> str:
         return f"[{name}](#{name.lower()})"
     for many in ("anyOf", "oneOf", "allOf"):
         if many in part:
-            return " or ".join(dict.fromkeys(text for each in part[many] if (text := _type_of(each)) != "null"))
+            texts = [text for each in part[many] if (text := _type_of(each)) != "null"]
+            return " or ".join(sorted(set(texts), key=texts.index))
     if "enum" in part or "const" in part:
         return " or ".join(f"`{value}`" for value in part.get("enum", [part.get("const")]))
     if part.get("type") == "array":
