@@ -59,6 +59,12 @@ class Storage:
     def key(self, path: Path) -> str:
         return f"{self._root}/{path.relative_to(self.data)}"
 
+    def check(self) -> None:
+        """Raises StorageError when the bucket cannot be reached."""
+        bucket = self._root.partition("/")[0]
+        with _told(f"the bucket {bucket} cannot be reached"):
+            self._fs.call_s3("head_bucket", Bucket=bucket)
+
     def put(self, path: Path) -> None:
         """Put a file, or a directory that is complete and does not change any more. Raises StorageError."""
         with _told(f"{path} could not be stored"):

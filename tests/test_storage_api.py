@@ -102,6 +102,16 @@ def test_an_upload_in_parts_may_come_to_several_hosts(hosts: tuple[Api, Api], s3
     assert s3.names() == {f"files/{completed.file.id}"}, "the parts are gone"
 
 
+def test_a_store_that_is_away_is_told_as_degraded(hosts: tuple[Api, Api], monkeypatch: pytest.MonkeyPatch) -> None:
+    http = hosts[0].http()
+    assert http.get("/readyz").json()["checks"]["storage"]["ok"]
+    storage = open_storage(hosts[0].settings)
+    monkeypatch.setattr(storage, "_root", "no-such-bucket/x")
+    answer = http.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert answer.json()["checks"]["storage"] == {"ok": False, "detail": "StorageError"}
+
+
 def test_garbage_in_the_store_goes_by_the_same_references(hosts: tuple[Api, Api], s3: ObjectStore) -> None:
     here, _ = hosts
     client = here.client()

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -116,6 +117,8 @@ def _set_up_logging(**_: Any) -> None:
 @signals.worker_init.connect
 def _prepare(**_: Any) -> None:
     prepare_broker(get_settings())
+    if get_settings().storage_url is not None and find_spec("s3fs") is None:
+        raise SystemExit("VLM_DFT_STORAGE_URL needs s3fs: install vlm-dft[s3]")
     if os.environ.get("REMAP_SIGTERM") != "SIGQUIT":
         # Celery logs and forgets any other exception of a signal's receiver.
         raise SystemExit(

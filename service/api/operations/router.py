@@ -21,6 +21,7 @@ from service.jobs.database import Database, now
 from service.jobs.phases import Queue
 from service.jobs.tables import Job, Outbox
 from service.settings import Settings
+from service.storage import Storage, StorageError, open_storage
 
 router = APIRouter(tags=["operations"])
 router.include_router(metrics.router)
@@ -82,6 +83,8 @@ def readiness(database: DatabaseNow, settings: SettingsNow, celery: CeleryNow) -
         "disk": _check(lambda: _probe_disk(settings), OSError),
     }
     wanted = {"broker": _check(lambda: _probe_broker(celery), OperationalError, OSError)}
+    if (storage := open_storage(settings)) is not None:
+        wanted["storage"] = _check(lambda: _probe_storage(storage), StorageError)
     if all(check.ok for check in needed.values()):
         wanted |= _worker_checks(database, settings)
         wanted["janitor"] = _check(lambda: _probe_outbox(database), SQLAlchemyError)
@@ -136,6 +139,11 @@ def _probe_outbox(database: Database) -> Check:
 def _probe_broker(celery: Any) -> str:
     with celery.connection_for_write(connect_timeout=1.0) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=1.0)
+    return "reachable"
+
+
+def _probe_storage(storage: Storage) -> str:
+    storage.check()
     return "reachable"
 
 
