@@ -1,4 +1,4 @@
-"""What an operator types and starts: gc, backup and restore by command, and a janitor that does its chores and stops."""
+"""What an operator types and starts: gc, backup and restore, and a janitor that does its chores and stops."""
 
 from __future__ import annotations
 
@@ -85,9 +85,8 @@ def test_a_janitor_delivers_webhooks_and_ends_in_good_order(database: Database, 
             store.cancel(s, "default", store.submit(s, new_job()).id)
         environment = os.environ | {"VLM_DFT_WEBHOOK_PRIVATE_ADDRESSES": "true", "VLM_DFT_JANITOR_SECONDS": "0.2"}
         with (tmp_path / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker.janitor"], env=environment, stdout=log, stderr=log
-            )
+            command = [sys.executable, "-m", "worker.janitor"]
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             wait_until(lambda: listener.received, 30, "the webhook arrives")
             process.send_signal(signal.SIGTERM)
