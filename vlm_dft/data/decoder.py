@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import vlm_dft
 from vlm_dft.config import PixelConfig, ValidationLimits
@@ -98,7 +98,7 @@ class _Process:
         )
         self._setup = setup
 
-    def ask(self, data: bytes, wall_seconds: float) -> dict[str, str] | None:
+    def ask(self, data: bytes, wall_seconds: float) -> dict[str, Any] | None:
         """What the process found; None when it ended, or did not answer in time."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None

@@ -163,7 +163,7 @@ def retrieve_usage(caller: CallerNow, database: DatabaseNow, month: Month = None
             "unfinished_jobs": tenancy_quotas.unfinished_jobs(s, name),
             "running_jobs": tenancy_quotas.running_jobs(s, name),
         }
-    quotas = {what: Quota(used=used, limit=_limit(row, what)) for what, used in counts.items()}
+    quotas: dict[str, Any] = {what: Quota(used=used, limit=_limit(row, what)) for what, used in counts.items()}
     gpu = Quota(used=minutes.used, reserved=minutes.reserved, limit=_limit(row, "gpu_minutes"))
     return Usage(project=name, month=chosen, gpu_minutes=gpu, **quotas)
 
