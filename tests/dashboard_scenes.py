@@ -81,6 +81,7 @@ def write_items(run: RunDir, verdicts: dict[str, list[bool]]) -> tuple[Any, ...]
         right, n = sum(each), len(each)
         update = {"model_role": role, "value": right / n, "numerator": right, "denominator": n, "n": n, "n_total": n}
         scores.append(score(BENCHMARK).model_copy(update=update))
+        (directory / "score.json").write_text(scores[-1].model_dump_json())
     items = run.items_path(BENCHMARK)
     (items / PICTURES_NAME).mkdir(parents=True)
     records = [item(items, number) for number in range(len(verdicts["tuned"]))]

@@ -59,6 +59,7 @@ def pages(scene: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "evaluations": ("#/evaluations", "Scored models"),
         "comparisons": ("#/comparisons", "New comparison"),
         "comparison": (f"#/comparisons/{scene['comparison']}", "Held-out"),
+        "items": (f"#/items/{scene['arm']}?flip=fixed", "6 fixed"),
         "models": ("#/models", "Score a model"),
         "keys": ("#/keys", "Make a key"),
     }
@@ -155,6 +156,10 @@ def test_a_comparison_says_how_the_arms_differ(browser: Browser, api: Api, scene
         expect(row).to_contain_text("+25.0 points")
         curve = page.get_by_role("img", name=re.compile("^Raw NLL.*sft from .*dft from"))
         expect(curve.locator("path.line")).to_have_count(2)
+        row.get_by_role("link", name="Items of dft").click()
+        items = page.get_by_role("region", name="Items")
+        expect(items).to_contain_text("9 of 12 right; against before: 3 fixed, 0 broken")
+        expect(page.get_by_role("link", name="the reference")).to_be_visible()
 
 
 def test_a_service_that_stops_answering_is_told_and_its_return_too(browser: Browser, api: Api) -> None:

@@ -47,10 +47,15 @@ export function section(title, attributes, ...children) {
 export function table(label, columns, rows) {
   const head = h("tr", null, columns.map(([title, , kind]) => h("th", { scope: "col", class: kind }, title)));
   const body = rows.map((row) =>
-    h("tr", null, columns.map(([title, cell, kind]) => h("td", { "data-title": title, class: kind }, cell(row)))),
+    h("tr", null, columns.map(([title, cell, kind]) => h("td", { "data-title": title, class: kind }, one(cell(row))))),
   );
   return h("div.scroll", { role: "group", "aria-label": label, tabindex: "0" },
     h("table", null, h("caption.unseen", null, label), h("thead", null, head), h("tbody", null, body)));
+}
+
+/** Several things in a cell stay below each other where cells are flexible boxes. */
+function one(content) {
+  return Array.isArray(content) ? h("div", null, content) : content;
 }
 
 /** Pairs of a name and what it is. */

@@ -16,6 +16,7 @@ const ROUTES = [
   [/^jobs\/([^/]+)$/, "queue", job.render],
   [/^evaluations$/, "evaluations", evaluations.renderList],
   [/^evaluations\/([^/]+)$/, "evaluations", evaluations.render],
+  [/^items\/([^/]+)$/, "evaluations", evaluations.renderItems],
   [/^comparisons$/, "comparisons", comparisons.renderList],
   [/^comparisons\/([^/]+)$/, "comparisons", comparisons.render],
   [/^models$/, "models", models.render],

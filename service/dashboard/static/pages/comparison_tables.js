@@ -39,11 +39,12 @@ export function benchmarkTables(comparison) {
       ["Arm", ([arm]) => arm], ["Score", ([, score]) => shownScore(score), "right"], ["Items", ([, score]) => covered(score), "right"],
       ["Scored by", ([, score]) => `${score.scorer}, judge ${score.judge}, ${score.prompt}`],
     ], Object.entries(result.scores)),
-    result.pairs.length > 0 && table(`Against the reference on ${result.benchmark}`, pairColumns(comparison), result.pairs)));
+    result.pairs.length > 0 && table(`Against the reference on ${result.benchmark}`, pairColumns(comparison, result.benchmark), result.pairs)));
 }
 
-function pairColumns(comparison) {
+function pairColumns(comparison, benchmark) {
   const job = (arm) => comparison.arms.find((each) => each.name === arm)?.job_id;
+  const itemsOf = (pair) => `#/items/${job(pair.arm)}?${new URLSearchParams({ benchmark, ...(job(pair.reference) && { against: job(pair.reference) }) })}`;
   return [
     ["Arm", (pair) => `${pair.arm} − ${pair.reference}`],
     ["Difference, 95 % interval", (pair) => (pair.refused ? h("span.small", null, `not comparable: ${pair.refused}`) : interval(pair)), "wide"],
@@ -53,12 +54,12 @@ function pairColumns(comparison) {
     ["Broken", (pair) => number(pair.broken), "right"],
     ["Both right", (pair) => number(pair.both_right), "right"],
     ["Both wrong", (pair) => number(pair.both_wrong), "right"],
-    ["", (pair) => job(pair.arm) && h("a", { href: `#/jobs/${job(pair.arm)}?flip=broken` }, "items")],
+    ["", (pair) => job(pair.arm) && !pair.refused && h("a", { href: itemsOf(pair), "aria-label": `Items of ${pair.arm}` }, "items")],
   ];
 }
 
 function interval(pair) {
-  const points = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)}`;
+  const points = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)}`.replace("-", "−");
   const clear = pair.low > 0 || pair.high < 0;
   return h("span", null, h("strong", null, `${points(pair.difference)} points `), `(${points(pair.low)} to ${points(pair.high)})`, h("span.small", null, clear ? "" : " not told apart"));
 }

@@ -35,7 +35,7 @@ function listTable(rows) {
 export async function render(root, page, id) {
   const path = `/v1/fine_tuning/comparisons/${encodeURIComponent(id)}`;
   let comparison = await get(path, {}, page.signal);
-  const place = { head: h("div.head"), trouble: h("div"), arms: h("div"), terms: h("div"), results: h("div"), sweep: h("div") };
+  const place = { head: h("div.head"), trouble: h("div"), arms: h("div"), terms: h("div"), results: h("div.page"), sweep: h("div") };
   const charts = [["Raw NLL, the same measure for every arm", "nll"], ["Held-out NLL", "valid_nll"], ["Accuracy of the benchmark probe", "probe_value"]]
     .map(([title, key]) => ({ key, chart: curves(title, comparison.arms.map((arm) => ({ name: arm.name, key, points: [] }))) }));
   const cancel = async () => {

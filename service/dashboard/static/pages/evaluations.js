@@ -31,6 +31,18 @@ function evaluationTable(rows) {
   ], rows);
 }
 
+/** The items of a job or an evaluation, alone: where comparisons lead. */
+export async function renderItems(root, page, id) {
+  page.title(`Items of ${short(id)}`);
+  const isJob = id.startsWith("ftjob-");
+  const found = await get(`/v1/${isJob ? "fine_tuning/jobs" : "evaluations"}/${encodeURIComponent(id)}`, {}, page.signal);
+  const against = page.params.get("against");
+  root.replaceChildren(
+    h("div.head", null, h("h1", null, `Items of ${found.fine_tuned_model ?? found.model}`), h("a.button", { href: isJob ? `#/jobs/${id}` : `#/evaluations/${id}` }, isJob ? "The job" : "The evaluation")),
+    against && h("p", null, "Before is what ", h("a", { href: `#/jobs/${against}` }, "the reference"), " answered."),
+    itemBrowser(found, page));
+}
+
 export async function render(root, page, id) {
   const path = `/v1/evaluations/${encodeURIComponent(id)}`;
   let evaluation = await get(path, {}, page.signal);

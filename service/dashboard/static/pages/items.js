@@ -4,7 +4,7 @@ import { get, picture } from "../api.js";
 import { empty, failure, h, phase, section, show } from "../dom.js";
 import { number } from "../format.js";
 
-const PAGE = 12;
+const PAGE = 6;
 const FLIPS = [["", "all"], ["fixed", "fixed: wrong before, right now"], ["broken", "broken: right before, wrong now"], ["both_wrong", "wrong both times"], ["both_right", "right both times"]];
 
 /** A part of a page that browses the items of a job or an evaluation; job has id and benchmarks or scores. */
@@ -24,7 +24,7 @@ export function itemBrowser(job, page) {
 
   const load = async (fresh) => {
     const mine = ++asked;
-    const query = { benchmark: benchmark.value, role: role.value, correct: verdict.value, flip: flip.value, q: text.value, limit: PAGE };
+    const query = { benchmark: benchmark.value, role: role.value, correct: verdict.value, flip: flip.value, q: text.value, against: page.params.get("against"), limit: PAGE };
     page.setParams({ ...query, limit: null });
     if (fresh) after = null;
     try {
@@ -44,7 +44,7 @@ export function itemBrowser(job, page) {
   text.addEventListener("change", () => load(true));
   more.addEventListener("click", () => load(false));
   load(true);
-  const both = roles.has("base") && roles.has("tuned");
+  const both = page.params.has("against") || (roles.has("base") && roles.has("tuned"));
   return section("Items", null,
     h("div.filter", null,
       benchmarks.length > 1 && labelled("Benchmark", benchmark), both && labelled("Model", role), labelled("Verdict", verdict),
@@ -77,7 +77,7 @@ function shownItem(item, page) {
     item.image_url && keyedPicture(item.image_url, `Picture of item ${item.item_id}`, page),
     h("p", null, item.question ?? answer.prompt),
     options(item.options ?? {}),
-    h("dl.facts", null, pair("Reference", answer.answer), pair("Extracted", answer.extracted ?? "nothing"), pair("Rule", answer.rule), pair("Ended by", answer.finish_reason)),
+    h("dl.facts.narrow-facts", null, pair("Reference", answer.answer), pair("Extracted", answer.extracted ?? "nothing"), pair("Rule", answer.rule), pair("Ended by", answer.finish_reason)),
     answered("Answer", answer, item.item_id),
     item.before && answered(`Before: ${item.before.correct ? "right" : "wrong"}, extracted ${item.before.extracted ?? "nothing"}`, item.before, item.item_id));
 }
