@@ -87,7 +87,7 @@ def upload_a_bad_row_and_see_it(page: Page, archive: Path) -> None:
     expect(problems.locator("pre")).to_contain_text("<image>Picture 3: which colour")
     picture = problems.get_by_role("img", name="images/3.png")
     expect(picture).to_be_visible()
-    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 56
+    expect(picture).to_have_js_property("naturalWidth", 56)
     expect(page.get_by_role("button", name="Submit the job")).to_be_disabled()
 
 
@@ -142,7 +142,7 @@ def open_an_item(page: Page) -> None:
     expect(item).to_contain_text("Which colour?")
     expect(item).to_contain_text(re.compile("correct|wrong"))
     picture = item.get_by_role("img")
-    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 56
+    expect(picture).to_have_js_property("naturalWidth", 56)
     page.get_by_label("Flips").select_option("both_wrong")
     expect(page.locator("li.item, .empty").first).to_be_visible()
     assert "flip=both_wrong" in page.url

@@ -141,7 +141,7 @@ def test_items_are_filtered_to_flips(browser: Browser, api: Api, scene: dict[str
         expect(items).to_have_count(1)
         expect(items).to_contain_text("broken")
         picture = items.get_by_role("img")
-        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 140
+        expect(picture).to_have_js_property("naturalWidth", 140)
         page.reload()
         expect(items).to_have_count(1)
 
