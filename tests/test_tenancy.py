@@ -15,6 +15,7 @@ from running_service import COMMAND
 from store_samples import new_job, trained
 from throwaway import wait_until
 
+from service.api.multipart import OVERHEAD_BYTES
 from service.api.rates import Buckets
 from service.jobs import store, tenancy, tenancy_quotas
 from service.jobs.database import Database, now
@@ -262,3 +263,13 @@ def test_the_command_line_manages_projects_and_keys(api: Api) -> None:
     assert "shell  active  max_files=1" in run("projects", "list")
     log = run("audit", "--project", "shell")
     assert [line.split("  ")[3] for line in log.splitlines()] == ["keys create", "projects create"]
+
+
+def test_a_file_that_cannot_fit_is_refused_by_its_declared_size(api: Api, root: httpx.Client) -> None:
+    """Before it is sent: what it would need is told without counting its bytes."""
+    client = api.http(made(root, "narrow", max_bytes=1000)["key"])
+    refused = client.post("/v1/files", files={"file": ("a", b"x" * 4 * 2**20)}, data={"purpose": "user_data"})
+    error = error_of(refused)
+    assert (error["code"], error["quota"]) == ("quota_exceeded", "bytes")
+    assert error["requested"] == int(refused.request.headers["content-length"]) - OVERHEAD_BYTES
+    assert api.stored_names() == api.known_names()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FLUSH_BYTES = 2**20
 _MAX_FIELDS = 32
 _MAX_FIELD_BYTES = 2**16
-_OVERHEAD_BYTES = _MAX_FIELDS * _MAX_FIELD_BYTES
+OVERHEAD_BYTES = _MAX_FIELDS * _MAX_FIELD_BYTES
 """What boundaries, part headers and text fields may add to the file itself."""
 INCOMING_SUFFIX = ".incoming"
 
@@ -81,9 +81,9 @@ async def receive_file(
     """
     boundary = _boundary(request)
     declared = request.state.body.content_length or 0
-    if declared > max_bytes + _OVERHEAD_BYTES:
+    if declared > max_bytes + OVERHEAD_BYTES:
         raise _too_large(field_name, max_bytes)
-    request.state.body.allow(max_bytes + _OVERHEAD_BYTES)
+    request.state.body.allow(max_bytes + OVERHEAD_BYTES)
     need_space(directory, declared, min_free_bytes)
     path = directory / f"{uuid.uuid4().hex}{INCOMING_SUFFIX}"
     try:

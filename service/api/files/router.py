@@ -16,13 +16,14 @@ from service.api.files.schemas import FileFields, FileObject, RegisterDirectory,
 from service.api.files.storage import kept_only_on_success, record_bytes, remove_bytes, resolve_registered
 from service.api.files.validation import given_options, validation_config
 from service.api.files.view import show_file, show_file_with_report
-from service.api.multipart import Received, receive_file
+from service.api.multipart import OVERHEAD_BYTES, Received, receive_file
 from service.api.schemas import Deleted, ListPage, form_fields
 from service.errors import InvalidRequestError, NotFoundError
 from service.jobs import files
 from service.jobs.database import Database, now
 from service.jobs.ids import new_id
 from service.jobs.models import ModelRegistry
+from service.jobs.tenancy_quotas import need_storage
 from service.settings import Settings
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -61,6 +62,7 @@ async def create_file(
     wake_up: WakeUp,
 ) -> FileObject:
     """Upload a file as multipart/form-data; with purpose fine-tune its validation is queued."""
+    await run_in_threadpool(_need_room, database, project, request.state.body.content_length or 0)
     async with receive_file(
         request,
         field_name="file",
@@ -71,6 +73,12 @@ async def create_file(
         stored = await run_in_threadpool(_store, received, project, database, settings, registry)
     background.add_task(wake_up)
     return stored
+
+
+def _need_room(database: Database, project: str, declared_bytes: int) -> None:
+    """Refuse what cannot fit before it is sent; what did arrive is counted exactly when it is recorded."""
+    with database.read() as s:
+        need_storage(s, project, max(0, declared_bytes - OVERHEAD_BYTES))
 
 
 def _store(
