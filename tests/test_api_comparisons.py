@@ -171,6 +171,20 @@ def test_an_arm_that_cannot_be_trained_refuses_all(api: Api, body: dict[str, Any
     assert api.count(Job, Job.kind == "fine_tuning") == 0
 
 
+def test_arms_that_cannot_be_told_apart_or_are_too_many_are_refused(api: Api, body: dict[str, Any]) -> None:
+    axis = [n / 1000 for n in range(1, 65)]
+    with api.http() as http:
+        base = {"name": "base", "objective": "dft"}
+        assert "another name" in refused(http, body | {"arms": [body["arms"][0], base]})["message"]
+        # Two arms whose models would have one name: the end, which tells them apart, is not cut off.
+        error = refused(http, body | {"job": body["job"] | {"suffix": "x" * 64}})
+        assert error["message"].startswith("arm sft: suffix")
+        grid = {"learning_rate": axis, "seed": [*range(64)], "batch_size": [*range(1, 65)]}
+        error = refused(http, body | {"arms": [], "grid": grid})
+        assert (error["param"], "262144 combinations" in error["message"]) == ("grid", True)
+        assert "0 combinations" in refused(http, body | {"grid": {}})["message"]
+
+
 def test_a_repeated_request_makes_one_comparison(api: Api, body: dict[str, Any]) -> None:
     with api.http() as http:
         first = create(http, body, **{"idempotency-key": "one"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -14,6 +15,8 @@ from service.api.schemas import Metadata, Name, RequestModel
 from service.errors import InvalidRequestError
 
 MAX_ARMS: Final = 64
+BASE: Final = "base"
+"""How results name the model before; no arm may be called so."""
 
 ArmName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -45,9 +48,20 @@ class ComparisonGrid(RequestModel):
     batch_size: list[int] = Field(default_factory=list, max_length=MAX_ARMS)
     seed: list[int] = Field(default_factory=list, max_length=MAX_ARMS)
 
+    @model_validator(mode="after")
+    def _some_combinations(self) -> Self:
+        # Counted before any is made: four full axes have millions.
+        count = prod(len(values) for values in self._axes().values())
+        if not self._axes() or count > MAX_ARMS:
+            raise ValueError(f"there are {count if self._axes() else 0} combinations; a grid makes 1 to {MAX_ARMS}")
+        return self
+
+    def _axes(self) -> dict[str, list[Any]]:
+        return {name: values for name, values in self if values}
+
     def arms(self) -> list[ComparisonArm]:
         """Named after what they set, such as dft-lr5e-05-seed1."""
-        axes = {name: values for name, values in self if values}
+        axes = self._axes()
         found = []
         for values in product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
@@ -88,6 +102,8 @@ class CreateComparison(RequestModel):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"arms: {name!r} was given twice")
+        if BASE in names:
+            raise ValueError(f"arms: {BASE!r} is the model before in every result: give the arm another name")
         return self
 
     def all_arms(self) -> list[ComparisonArm]:
@@ -105,7 +121,7 @@ class CreateComparison(RequestModel):
             supervised["hyperparameters"].pop("learning_rate_multiplier", None)
         if arm.seed is not None:
             body["seed"] = arm.seed
-        body["suffix"] = "-".join(filter(None, (body.get("suffix"), arm.name)))[:64]
+        body["suffix"] = "-".join(filter(None, (body.get("suffix"), arm.name)))
         body["metadata"] = {**(body.get("metadata") or {}), **(self.metadata or {}), "arm": arm.name}
         try:
             return validated(CreateFineTuningJob, body)
