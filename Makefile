@@ -1,4 +1,4 @@
-# make demo: see the whole thing work. make test: check it. make up: start the service.
+# make demo: see the whole thing work (KEEP=1: and leave it running). make test: check it. make up: start the service.
 # Each does all the set-up it needs, without root, Docker, Redis or a GPU.
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/vlm-dft demo
+	$(BIN)/vlm-dft demo $(if $(KEEP),--keep)
 
 up: $(VENV)/installed
 	$(BIN)/vlm-dft up

@@ -66,8 +66,11 @@ def demo(data_dir: Path | None = None, keep: bool = False) -> int:
             shown = _fine_tune_all(client, root)
             out.print(f"\nIn {time.monotonic() - began:.0f} s on {os.cpu_count()} cores:\n", highlight=False)
             demo_report.show(shown)
+            page = f"{address}/#/comparisons/{shown.comparison['id']}"
             if keep:
-                _wait_for_interrupt(address)
+                _wait_for_interrupt(address, page)
+            else:
+                out.print("\nTo look at it in the dashboard: make demo KEEP=1", highlight=False)
     except (VlmDftError, openai.OpenAIError) as error:
         err.print("[red]The demo failed.[/]", highlight=False)
         err.print(
@@ -228,8 +231,9 @@ def _finished(client: openai.OpenAI, job_id: str) -> dict[str, Any]:
     return job
 
 
-def _wait_for_interrupt(address: str) -> None:
-    out.print(f"\nThe service stays at {address} until Ctrl-C: OPENAI_BASE_URL={address}/v1", highlight=False)
+def _wait_for_interrupt(address: str, page: str) -> None:
+    out.print(f"\nThe comparison: {page}", highlight=False, soft_wrap=True)
+    out.print(f"The service stays at {address} until Ctrl-C: OPENAI_BASE_URL={address}/v1", highlight=False)
     try:
         while True:
             time.sleep(3600)
