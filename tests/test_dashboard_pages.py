@@ -173,6 +173,35 @@ def test_a_service_that_stops_answering_is_told_and_its_return_too(browser: Brow
         opened.faults[:] = [fault for fault in opened.faults if "ERR_INTERNET_DISCONNECTED" not in fault]
 
 
+def test_a_job_is_ranked_paused_resumed_and_cancelled(browser: Browser, api: Api, scene: dict[str, Any]) -> None:
+    with api.http() as http, tab(browser, api.url) as opened:
+        body = {"model": "tiny", "training_file": scene["file"], "suffix": "moved"}
+        job_id = http.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+        page = opened.open(f"#/jobs/{job_id}")
+        heading = page.get_by_role("heading", level=1)
+        expect(page.locator("main")).to_contain_text("waits for a GPU")
+        page.get_by_label("Priority").select_option("low")
+        expect(page.get_by_role("region", name="Settings")).to_contain_text("low")
+        page.get_by_role("button", name="Pause").click()
+        expect(heading).to_contain_text("paused")
+        page.get_by_role("button", name="Resume").click()
+        expect(heading).to_contain_text("queued")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Cancel").click()
+        expect(heading).to_contain_text("cancelled")
+        expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+
+
+def test_the_keyboard_skips_to_the_content(browser: Browser, api: Api) -> None:
+    with tab(browser, api.url) as opened:
+        page = opened.open("#/")
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("main")).to_be_focused()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Queue")
+
+
 def test_unknown_jobs_and_pages_say_so(browser: Browser, api: Api) -> None:
     with tab(browser, api.url) as opened:
         opened.expected_statuses = {404}
@@ -201,5 +230,9 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(
         page.reload()
         expect(page.get_by_role("heading", level=1)).to_have_text("Queue")
         opened.open("#/keys")
+        page.get_by_label("What it is for").fill("laptop")
+        page.get_by_role("button", name="Make it").click()
+        expect(page.get_by_role("alert")).to_contain_text("It is shown this once")
+        expect(page.get_by_role("row", name=re.compile("laptop"))).to_contain_text("active")
         page.get_by_role("button", name="Forget it").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("This service asks for a key")

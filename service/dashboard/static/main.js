@@ -144,6 +144,9 @@ themeButton.addEventListener("click", () => {
   useTheme(next);
 });
 
+// Not by its address: what follows the # names a page here.
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+
 useTheme(localStorage.getItem("vlm-dft-theme") ?? "auto");
 addEventListener("hashchange", async () => { await open(); scrollTo(0, 0); main.focus({ preventScroll: true }); });
 open();

@@ -1,6 +1,6 @@
 // One job: where it is, how it goes, what it left behind, and what can be done with it.
 
-import { events, get, post } from "../api.js";
+import { call, events, get, post } from "../api.js";
 import { failure, facts, h, phase, section, show, tile } from "../dom.js";
 import { TERMINAL, bytes, duration, jobName, number, reason, short, time } from "../format.js";
 import { jobCharts } from "./job_charts.js";
@@ -28,8 +28,11 @@ export async function render(root, page, id) {
 
   const act = async (name) => {
     if (name === "cancel" && !confirm("Cancel this job? What it trained so far is kept in its checkpoints, no model is made.")) return;
+    await change(() => post(`${path}/${name}`));
+  };
+  const change = async (step) => {
     try {
-      job = await post(`${path}/${name}`);
+      job = await step();
       show(parts.trouble);
       draw();
     } catch (error) {
@@ -38,7 +41,7 @@ export async function render(root, page, id) {
   };
   const draw = () => {
     page.title(`${job.phase} ${jobName(job)}`);
-    show(parts.head, h("h1", null, jobName(job), " ", phase(job.phase)), actions(job, act));
+    show(parts.head, h("h1", null, jobName(job), " ", phase(job.phase)), actions(job, act, (priority) => change(() => call("PATCH", path, { priority }))));
     show(parts.state, state(job), ...tiles(job));
     show(parts.line, timeline(job, recent.events));
     show(parts.about, about(job));
@@ -77,10 +80,12 @@ function follow(path, page, told) {
   });
 }
 
-function actions(job, act) {
+function actions(job, act, rank) {
   const buttons = ACTIONS.filter(([, , may]) => may(job)).map(([name, title, , kind]) =>
     h(kind ? `button.${kind}` : "button", { type: "button", onclick: () => act(name), "data-action": name }, title));
-  return h("div.actions", null, buttons, h("a.button", { href: `#/new?from=${job.id}` }, "Use its settings again"));
+  const levels = h("select", { id: "priority", onchange: () => rank(levels.value) }, ["low", "normal", "high"].map((level) => h("option", { value: level, selected: level === job.priority }, level)));
+  const priority = job.queue && h("span.row", null, h("label", { for: "priority" }, "Priority"), levels);
+  return h("div.actions", null, priority, buttons, h("a.button", { href: `#/new?from=${job.id}` }, "Use its settings again"));
 }
 
 function state(job) {
