@@ -102,11 +102,11 @@ JOBS = st.lists(
             "checkpoint_rows": st.sets(st.sampled_from([(1, 2), (1, 4), (2, 2), (2, 4)])),
             "model": st.sampled_from(["none", "kept", "deleted"]),
             "file": st.sampled_from(["none", "kept", "deleted"]),
-            "names": st.sets(st.tuples(st.integers(0, 4), st.sampled_from(OUTPUTS[:2] + OUTPUTS[3:]))),
+            "names": st.sets(st.tuples(st.integers(0, 2), st.sampled_from(OUTPUTS[:2] + OUTPUTS[3:])), min_size=1),
         }
     ),
-    min_size=1,
-    max_size=5,
+    min_size=2,
+    max_size=4,
 )
 
 
