@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +10,11 @@ import httpx
 import openai
 import pytest
 from api_server import JSONL, Api, serve
-from running_service import COMMAND
 from store_samples import new_job, trained
 from throwaway import wait_until
+from typer.testing import CliRunner
 
+from cli.main import app
 from service.api.multipart import OVERHEAD_BYTES
 from service.api.rates import Buckets
 from service.jobs import store, tenancy, tenancy_quotas
@@ -243,26 +243,34 @@ def test_usage_is_a_projects_own_unless_an_administrator_asks(api: Api, root: ht
     assert error_of(root.get("/v1/usage?month=2026-13"))["param"] == "month"
 
 
-def test_the_command_line_manages_projects_and_keys(api: Api) -> None:
-    environment = {
-        "VLM_DFT_DATA_DIR": str(api.settings.data),
-        "VLM_DFT_DATABASE_URL": api.settings.resolved_database_url,
-        "COLUMNS": "200",
-        "PATH": "",
-    }
+def test_the_command_line_manages_projects_and_keys(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = api.settings.model_copy(update={"api_key": None})
+    monkeypatch.setattr("service.settings.get_settings", lambda: settings)
 
-    def run(*words: str) -> str:
-        done = subprocess.run([COMMAND, *words], env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+    def run(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+        assert done.exit_code == code, done.output
         return done.stdout
 
     run("projects", "create", "shell", "--max-files", "1")
+    run("projects", "create", "shell", code=1)
     text = run("keys", "create", "--project", "shell", "--scope", "read").strip()
-    usage = api.http(text).get("/v1/usage").json()
-    assert (usage["project"], usage["files"]["limit"]) == ("shell", 1)
-    assert "shell  active  max_files=1" in run("projects", "list")
-    log = run("audit", "--project", "shell")
-    assert [line.split("  ")[3] for line in log.splitlines()] == ["keys create", "projects create"]
+    run("keys", "create", "--scope", "all", code=2)
+    assert api.http(text).get("/v1/usage").json()["files"]["limit"] == 1
+    key_id = next(line.split()[0] for line in run("keys", "list").splitlines() if "  shell  " in line)
+    assert api.http(run("keys", "rotate", key_id).strip()).get("/v1/files").status_code == 200
+    run("keys", "revoke", key_id)
+    run("keys", "revoke", key_id, "--project", "default", code=1)
+    assert "shell  active  max_bytes=5" in run(
+        "projects", "limit", "shell", "--max-bytes", "5", "--unlimited", "max_files"
+    )
+    run("projects", "archive", "shell")
+    assert "shell  archived" in run("projects", "list")
+    wait_until(lambda: api.http(text).get("/v1/usage").status_code == 401, 10, "the archived project's key is refused")
+    run("projects", "unarchive", "shell")
+    log = [line.split("  ")[3] for line in run("audit", "--object", "shell").splitlines()]
+    assert log == ["projects unarchive", "projects archive", "projects limit", "projects create"]
+    assert "keys rotate" in run("audit", "--object", key_id)
 
 
 def test_a_file_that_cannot_fit_is_refused_by_its_declared_size(api: Api, root: httpx.Client) -> None:
