@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import httpx
 import pytest
 from api_server import Api, serve, text_row
 from databases import copied_sqlite
+from sqlalchemy import event
 from test_api_evaluations import score
 
+from service.api.comparisons.view import list_comparison
+from service.jobs import comparisons
 from service.jobs.comparison_tables import Comparison
-from service.jobs.tables import Job
+from service.jobs.tables import Job, JobEvent
+from service.jobs.tenancy_audit import list_audit
 from vlm_dft.evaluation.item_files import ItemRecord
 from vlm_dft.run_dir import RunDir
 
@@ -194,6 +199,60 @@ def test_a_repeated_request_makes_one_comparison(api: Api, body: dict[str, Any])
     assert cancelled["status"] == "cancelled"
     assert api.count(Comparison) == 2
     assert api.count(Job, Job.kind == "fine_tuning", Job.phase == "cancelled") == 2
+
+
+def test_arms_are_submitted_as_jobs_are(api: Api, body: dict[str, Any]) -> None:
+    """Counted for the key that submits them, with what their owner should know, known again when the file is gone."""
+    body["job"]["training_file"] = api.ready_file(api.client(), model=None)
+    with api.http(api.key("default")) as http:
+        made = create(http, body, **{"idempotency-key": "one"})
+        events = http.get(f"/v1/fine_tuning/jobs/{made['arms'][1]['job_id']}/events").json()["data"]
+        assert ["was not counted with" in event["message"] for event in events if event["level"] == "warn"] == [True]
+        cancelled = http.post(f"{PATH}/{made['id']}/cancel").json()
+        assert http.delete(f"/v1/files/{body['job']['training_file']}").status_code == 200
+        again = create(http, body, **{"idempotency-key": "one"})
+    assert again == cancelled
+    assert api.count(JobEvent, JobEvent.level == "warn") == 2
+    assert api.count(Job, Job.kind == "fine_tuning", Job.api_key_id.is_not(None)) == 2
+    with api.database.read() as s:
+        (entry,) = list_audit(s, action="create_comparison").rows
+    assert entry.details["comparison"] == made["id"]
+
+
+def test_lists_read_no_results_and_ask_as_often_for_many_as_for_one(api: Api, body: dict[str, Any]) -> None:
+    with api.http() as http:
+        made = [create(http, body) for _ in range(3)]
+        page = http.get(PATH).json()
+    assert [each["id"] for each in page["data"]] == [each["id"] for each in reversed(made)]
+    assert [arm["name"] for arm in page["data"][0]["arms"]] == ["sft", "dft"]
+    assert page["data"][0]["status"] == "queued"
+    assert "benchmarks" not in page["data"][0]
+    statements: list[str] = []
+    with api.database.read() as s:
+        rows = comparisons.list_comparisons(s, "default", after=None, limit=3).rows
+        event.listen(s.connection(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+        jobs = comparisons.jobs_of(s, rows)
+        shown = [list_comparison(each, jobs[each.id]).model_dump(mode="json") for each in rows]
+    assert len(statements) == 1
+    assert shown == page["data"]
+
+
+def test_scores_outlive_the_answers_that_they_were_made_of(api: Api, body: dict[str, Any]) -> None:
+    with api.http() as http:
+        made = create(http, body)
+        for arm in made["arms"]:
+            finish(api, arm["job_id"], [True] * 10, [False] * 10)
+        shutil.rmtree(api.settings.runs_dir / made["arms"][0]["job_id"])  # as retention_days does
+        (benchmark,) = http.get(f"{PATH}/{made['id']}").json()["benchmarks"]
+        by_base = http.get(f"{PATH}/{made['id']}", params={"reference": "base"}).json()["benchmarks"][0]["pairs"]
+        card = http.get(f"/v1/fine_tuning/jobs/{made['arms'][0]['job_id']}/report").json()["benchmarks"][0]
+    assert list(benchmark["scores"]) == ["base", "sft", "dft"]
+    assert {pair["refused"] for pair in benchmark["pairs"]} == {
+        "the answers of sft are not kept any more, only their score is"
+    }
+    # The model before was scored by the other arm as well, which still has its answers.
+    assert {pair["arm"]: pair["fixed"] for pair in by_base} == {"sft": None, "dft": 10}
+    assert (card["tuned"]["value"], card["base"]["value"]) == (1.0, 0.0)
 
 
 def test_another_project_sees_nothing(api: Api, body: dict[str, Any]) -> None:

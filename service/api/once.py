@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
 from service.jobs.database import Database
 from service.jobs.store import NewJob, add_event, submit_once
@@ -30,6 +31,8 @@ async def api_key_id_of(request: Request) -> str | None:
     return request.state.caller.key_id
 
 
+New = TypeVar("New")
+Made = TypeVar("Made")
 ApiKeyId = Annotated[str | None, Depends(api_key_id_of)]
 
 
@@ -55,27 +58,54 @@ def submit_resolved(
     retry_count: int,
     api_key_id: str | None = None,
 ) -> Job:
-    """The job of this request. Resolving may take seconds, so it happens outside the transaction that writes.
+    """The job of this request.
 
     A repetition gives the first one's job even when it could not be resolved any more. Raises IdempotencyError.
     """
-    canonical = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
-    sha256 = hashlib.sha256(f"{type(body).__name__} {canonical}".encode()).hexdigest()
-    if key is not None or retry_count > 0:
+    sha256 = body_sha256(body)
+
+    def submit(s: Session, new: Callable[[], Resolved]) -> Job:
+        resolved: list[Resolved] = []
+
+        def make_job() -> NewJob:
+            resolved.append(new())
+            return replace(resolved[0].new, api_key_id=api_key_id)
+
+        job = submit_once(s, project, key, sha256, make_job, retry_count=retry_count)
+        for note in (note for each in resolved for note in each.notes):  # none for a repetition
+            add_event(s, job.id, level="warn", message=note)
+        return job
+
+    return once(database, submit, resolve, may_be_known=key is not None or retry_count > 0)
+
+
+def once(
+    database: Database,
+    submit: Callable[[Session, Callable[[], New]], Made],
+    resolve: Callable[[], New],
+    *,
+    may_be_known: bool,
+) -> Made:
+    """What submit makes of what is resolved, which it asks for only when the request is not known.
+
+    Resolving may take seconds, so it happens outside the transaction that writes, and only for what is new.
+    """
+    if may_be_known:
         try:
             with database.write() as s:
-                return submit_once(s, project, key, sha256, _refuse, retry_count=retry_count)
+                return submit(s, _refuse)
         except _NotSeenBeforeError:
             pass
     resolved = resolve()
-    new = replace(resolved.new, api_key_id=api_key_id)
     with database.write() as s:
-        job = submit_once(s, project, key, sha256, lambda: new, retry_count=retry_count)
-        if job.attempt == 0 and job.last_event_seq == 1:  # ours, not that of a repetition which was faster
-            for note in resolved.notes:
-                add_event(s, job.id, level="warn", message=note)
-        return job
+        return submit(s, lambda: resolved)
 
 
-def _refuse() -> NewJob:
+def body_sha256(body: BaseModel) -> str:
+    """Equal for two requests of one kind that ask for the same."""
+    canonical = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+    return hashlib.sha256(f"{type(body).__name__} {canonical}".encode()).hexdigest()
+
+
+def _refuse() -> Any:
     raise _NotSeenBeforeError

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from service.errors import NotFoundError
 from service.jobs.comparison_tables import Comparison, ComparisonArm
@@ -14,7 +15,8 @@ from service.jobs.database import now
 from service.jobs.ids import new_id
 from service.jobs.pages import Page, paginate
 from service.jobs.submission import NewJob, submit, submit_once
-from service.jobs.tables import Document, Job
+from service.jobs.tables import Attempt, Document, Job
+from service.jobs.tenancy_audit import note
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Arm:
 
     name: str
     job: Job
+    attempts: tuple[Attempt, ...]
+    """Oldest first."""
 
 
 def create(
@@ -54,6 +58,7 @@ def create(
     comparison = Comparison(id=new_id("ftcmp-"), project=project, name=name, created_at=now(s), request=request)
     s.add(comparison)
     s.flush()
+    note(s, comparison=comparison.id)
     jobs = [job, *(submit(s, new) for new in list(named.values())[1:])]
     s.add_all(
         ComparisonArm(job_id=each.id, comparison_id=comparison.id, position=position, name=arm)
@@ -80,10 +85,27 @@ def list_comparisons(s: Session, project: str, *, after: str | None, limit: int)
 
 def arms_of(s: Session, comparison: Comparison) -> list[Arm]:
     """In the order of the request."""
+    mine = ComparisonArm.comparison_id == comparison.id
+    jobs = select(ComparisonArm.name, Job).join(Job, Job.id == ComparisonArm.job_id).where(mine)
+    attempts = select(Attempt).join(ComparisonArm, ComparisonArm.job_id == Attempt.job_id).where(mine)
+    by_job: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in s.scalars(attempts.order_by(Attempt.attempt)):
+        by_job[attempt.job_id].append(attempt)
+    rows = s.execute(jobs.order_by(ComparisonArm.position))
+    return [Arm(name, job, tuple(by_job[job.id])) for name, job in rows]
+
+
+def jobs_of(s: Session, comparisons: Sequence[Comparison]) -> dict[str, dict[str, Job]]:
+    """Comparison -> arm -> job, in order, with what a list shows of a job and no more: for a whole page at once."""
+    shown = load_only(Job.id, Job.phase, Job.model, Job.training_file, Job.fine_tuned_model)
     statement = (
-        select(ComparisonArm.name, Job)
+        select(ComparisonArm.comparison_id, ComparisonArm.name, Job)
         .join(Job, Job.id == ComparisonArm.job_id)
-        .where(ComparisonArm.comparison_id == comparison.id)
+        .where(ComparisonArm.comparison_id.in_([comparison.id for comparison in comparisons]))
         .order_by(ComparisonArm.position)
+        .options(shown)
     )
-    return [Arm(name, job) for name, job in s.execute(statement)]
+    found: dict[str, dict[str, Job]] = {comparison.id: {} for comparison in comparisons}
+    for comparison_id, arm, job in s.execute(statement):
+        found[comparison_id][arm] = job
+    return found

@@ -9,18 +9,23 @@ from service.api.schemas import ResponseModel
 from vlm_dft.results import Score
 
 
-class ArmShown(ResponseModel):
-    """One arm and how far it is."""
+class ArmListed(ResponseModel):
+    """One arm in a list of comparisons."""
 
     name: str
     job_id: str
     status: str
     phase: str
+    fine_tuned_model: str | None
+
+
+class ArmShown(ArmListed):
+    """One arm and how far it is."""
+
     objective: str
     learning_rate: float
     batch_size: int
     seed: int
-    fine_tuned_model: str | None
     progress: ProgressState | None
     error: JobError | None
     steps: int | None
@@ -105,9 +110,7 @@ class Cell(ResponseModel):
     """Over the seeds, n - 1 in the denominator; null for fewer than two."""
 
 
-class ComparisonShown(ResponseModel):
-    """A comparison and, arm by arm as they end, its results."""
-
+class _Comparison(ResponseModel):
     id: str
     object: Literal["fine_tuning.comparison"] = "fine_tuning.comparison"
     name: str
@@ -116,6 +119,17 @@ class ComparisonShown(ResponseModel):
     """queued, running, succeeded (every arm has), failed or cancelled (all have ended, some of them so)."""
     model: str
     training_file: str
+
+
+class ComparisonListed(_Comparison):
+    """A comparison in a list: its results are asked for by its id."""
+
+    arms: list[ArmListed]
+
+
+class ComparisonShown(_Comparison):
+    """A comparison and, arm by arm as they end, its results."""
+
     reference: str
     arms: list[ArmShown]
     differences: list[Difference]

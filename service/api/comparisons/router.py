@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Query
+from sqlalchemy.orm import Session
 
 from service.api.comparisons.requests import CreateComparison
 from service.api.comparisons.resolve import resolve_arms
-from service.api.comparisons.responses import ComparisonCurves, ComparisonShown, Curve
-from service.api.comparisons.view import show_comparison
+from service.api.comparisons.responses import ComparisonCurves, ComparisonListed, ComparisonShown, Curve
+from service.api.comparisons.view import list_comparison, show_comparison
 from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
 from service.api.fine_tuning.downsampling import NAMES, downsample
-from service.api.once import IdempotencyKey, RetryCount
+from service.api.once import ApiKeyId, IdempotencyKey, Resolved, RetryCount, body_sha256, once
 from service.api.runs import merged_metrics
 from service.api.schemas import ListPage
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, InvalidStateError
 from service.jobs import comparisons, store
-from service.jobs.phases import TERMINAL, Phase
+from service.jobs.comparison_tables import Comparison
+from service.jobs.comparisons import Arm
+from service.jobs.store import NewJob
 
 router = APIRouter(prefix="/v1/fine_tuning/comparisons", tags=["comparisons"])
 
@@ -39,37 +43,54 @@ def create_comparison(
     registry: RegistryNow,
     background: BackgroundTasks,
     wake_up: WakeUp,
+    api_key_id: ApiKeyId,
     idempotency_key: IdempotencyKey = None,
     x_stainless_retry_count: RetryCount = 0,
 ) -> ComparisonShown:
     """Queue all arms, or none: an arm that cannot be trained as it stands refuses the whole comparison."""
-    request = body.model_dump(mode="json", exclude_unset=True)
-    canonical = json.dumps(request, sort_keys=True)
-    arms = resolve_arms(database, project, body, settings, registry)
-    with database.write() as s:
+
+    def submit(s: Session, new: Callable[[], dict[str, Resolved]]) -> tuple[Comparison, list[Arm]]:
+        resolved: dict[str, Resolved] = {}
+
+        def make_jobs() -> dict[str, NewJob]:
+            resolved.update(new())
+            return {name: replace(arm.new, api_key_id=api_key_id) for name, arm in resolved.items()}
+
         comparison = comparisons.create(
             s,
             project,
-            body.name or " or ".join(list(arms)[:4]),
-            request,
-            lambda: arms,
+            body.name or " or ".join([arm.name for arm in body.all_arms()][:4]),
+            body.model_dump(mode="json", exclude_unset=True),
+            make_jobs,
             key=idempotency_key,
-            body_sha256=hashlib.sha256(f"comparison {canonical}".encode()).hexdigest(),
+            body_sha256=body_sha256(body),
             retry_count=x_stainless_retry_count,
         )
-        shown = show_comparison(s, comparison)
+        arms = comparisons.arms_of(s, comparison)
+        for arm in arms if resolved else ():  # none for a repetition
+            for note in resolved[arm.name].notes:
+                store.add_event(s, arm.job.id, level="warn", message=note)
+        return comparison, arms
+
+    made = once(
+        database,
+        submit,
+        lambda: resolve_arms(database, project, body, settings, registry),
+        may_be_known=idempotency_key is not None or x_stainless_retry_count > 0,
+    )
     background.add_task(wake_up)
-    return shown
+    return show_comparison(*made)
 
 
 @router.get("")
 def list_comparisons(
     project: Project, database: DatabaseNow, after: After = None, limit: Limit = 20
-) -> ListPage[ComparisonShown]:
-    """List comparisons, newest first."""
+) -> ListPage[ComparisonListed]:
+    """List comparisons, newest first, without their results."""
     with database.read() as s:
         page = comparisons.list_comparisons(s, project, after=after, limit=limit)
-        return ListPage.of([show_comparison(s, each) for each in page.rows], page.has_more)
+        jobs = comparisons.jobs_of(s, page.rows)
+    return ListPage.of([list_comparison(each, jobs[each.id]) for each in page.rows], page.has_more)
 
 
 @router.get("/{comparison_id}")
@@ -78,19 +99,19 @@ def retrieve_comparison(
 ) -> ComparisonShown:
     """One comparison: its arms, on which terms they compete, and the results of those that have ended."""
     with database.read() as s:
-        return show_comparison(s, comparisons.get_comparison(s, project, comparison_id), reference)
+        comparison = comparisons.get_comparison(s, project, comparison_id)
+        arms = comparisons.arms_of(s, comparison)
+    return show_comparison(comparison, arms, reference)
 
 
 @router.post("/{comparison_id}/cancel")
 def cancel_comparison(comparison_id: str, project: Project, database: DatabaseNow) -> ComparisonShown:
     """Cancel every arm that has not ended."""
     with database.write() as s:
-        comparison = comparisons.get_comparison(s, project, comparison_id)
-        for arm in comparisons.arms_of(s, comparison):
-            if Phase(arm.job.phase) not in TERMINAL:
+        for arm in comparisons.arms_of(s, comparisons.get_comparison(s, project, comparison_id)):
+            with suppress(InvalidStateError):  # it has ended, perhaps while the others were asked to
                 store.cancel(s, project, arm.job.id)
-        s.expire_all()
-        return show_comparison(s, comparison)
+    return retrieve_comparison(comparison_id, project, database)
 
 
 @router.get("/{comparison_id}/curves")
@@ -109,12 +130,11 @@ def comparison_curves(
             raise InvalidRequestError(message, param="keys")
     with database.read() as s:
         arms = comparisons.arms_of(s, comparisons.get_comparison(s, project, comparison_id))
-        attempts = {arm.name: store.list_attempts(s, arm.job.id) for arm in arms}
     curves = [
         Curve(
             arm=arm.name,
             job_id=arm.job.id,
-            points=downsample(merged_metrics(attempts[arm.name], 0, None), resolution, names),
+            points=downsample(merged_metrics(arm.attempts, 0, None), resolution, names),
         )
         for arm in arms
     ]

@@ -4,49 +4,46 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from service.api.comparisons.requests import BASE
 from service.api.comparisons.responses import BenchmarkResult, Cell, Pair
 from service.api.evaluations.items import find_run, items_of, open_predictions
 from service.jobs.comparisons import Arm
 from vlm_dft.evaluation.comparison import comparable
 from vlm_dft.evaluation.paired import Paired, compare
 from vlm_dft.results import Score
-
-BASE = "base"
-"""The name of the model before among the arms."""
+from vlm_dft.run_dir import RunDir
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One arm's score on one benchmark, and where its predictions are."""
+    """One arm's score on one benchmark, and the run that holds its predictions; None: they are gone."""
 
     score: Score
-    directory: Path
-    items_directory: Path
+    run: RunDir | None
 
 
 Scoreboard = dict[str, dict[str, Scored]]
 """Benchmark -> arm -> score; base first."""
 
 
-def scoreboard(arms: Sequence[Arm], run_paths: Mapping[str, Sequence[Path]]) -> Scoreboard:
-    """Every score there is. run_paths: job -> its attempts' directories, oldest first."""
+def scoreboard(arms: Sequence[Arm]) -> Scoreboard:
+    """Every score there is. The model before is scored by every arm, alike: one that still has its answers is taken."""
     board: Scoreboard = {}
     for arm in arms:
+        paths = [Path(attempt.run_path) for attempt in arm.attempts]
         for document in (arm.job.result or {}).get("scores") or []:
             score = Score.model_validate(document)
-            run = find_run(run_paths[arm.job.id], score.model_role, score.benchmark)
-            if run is None:
-                continue
-            directory = run.evaluation_path(score.model_role, score.benchmark)
-            found = Scored(score, directory, run.items_path(score.benchmark))
+            found = Scored(score, find_run(paths, score.model_role, score.benchmark))
             label = BASE if score.model_role == "base" else arm.name
-            board.setdefault(score.benchmark, {}).setdefault(label, found)
+            scores = board.setdefault(score.benchmark, {})
+            if label not in scores or scores[label].run is None:
+                scores[label] = found
     return {name: dict(sorted(scores.items(), key=lambda one: one[0] != BASE)) for name, scores in board.items()}
 
 
@@ -70,8 +67,16 @@ def _pair(reference: str, first: Scored, arm: str, other: Scored) -> Pair:
     refused = comparable(first.score, other.score)
     if refused is not None:
         return Pair(arm=arm, reference=reference, refused=refused)
+    if first.run is None or other.run is None:
+        gone = reference if first.run is None else arm
+        refused = f"the answers of {gone} are not kept any more, only their score is"
+        return Pair(arm=arm, reference=reference, refused=refused)
+    one, two = (
+        run.evaluation_path(score.model_role, score.benchmark)
+        for run, score in ((first.run, first.score), (other.run, other.score))
+    )
     try:
-        found = _paired(first.directory, other.directory, other.items_directory)
+        found = _paired(one, two, other.run.items_path(other.score.benchmark))
     except ValueError as error:
         return Pair(arm=arm, reference=reference, refused=str(error))
     numbers = {name: getattr(found, name) for name in Pair.model_fields if hasattr(found, name)}
@@ -82,6 +87,8 @@ def _pair(reference: str, first: Scored, arm: str, other: Scored) -> Pair:
 def _paired(first: Path, other: Path, items: Path) -> Paired:
     """Of two scored sets of predictions, which nobody writes any more."""
     groups = {item.id: item.group for item in items_of(items).values()}
+    if not groups:
+        raise ValueError("the items are not kept any more, and so which of them belong together")
     return compare(_verdicts(first), _verdicts(other), groups)
 
 

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy.orm import Session
-
-from service.api.comparisons.responses import ArmShown, ComparisonShown, Difference, Terms
-from service.api.comparisons.statistics import BASE, results, scoreboard, sweep
+from service.api.comparisons.requests import BASE
+from service.api.comparisons.responses import (
+    ArmListed,
+    ArmShown,
+    ComparisonListed,
+    ComparisonShown,
+    Difference,
+    Terms,
+)
+from service.api.comparisons.statistics import results, scoreboard, sweep
 from service.api.jobs import job_error, progress_state
 from service.errors import InvalidRequestError
-from service.jobs import store
 from service.jobs.comparison_tables import Comparison
-from service.jobs.comparisons import Arm, arms_of
+from service.jobs.comparisons import Arm
 from service.jobs.phases import Phase, openai_status
+from service.jobs.tables import Job
 
 _NOT_SETTINGS = ("run_id", "supervision", "trace")
 """Parts of a resolved config that say nothing about what is trained."""
 
 
-def show_comparison(s: Session, comparison: Comparison, reference: str | None = None) -> ComparisonShown:
-    """reference: an arm, or base; None: the first arm. Raises InvalidRequestError for a name that is none of them."""
-    arms = arms_of(s, comparison)
-    paths = {arm.job.id: [Path(each.run_path) for each in store.list_attempts(s, arm.job.id)] for arm in arms}
-    board = scoreboard(arms, paths)
+def show_comparison(comparison: Comparison, arms: Sequence[Arm], reference: str | None = None) -> ComparisonShown:
+    """reference: an arm, or base; None: the first arm. Raises InvalidRequestError for a name that is none of them.
+
+    Reads every arm's predictions: no place for an open transaction.
+    """
+    board = scoreboard(arms)
     chosen = reference or arms[0].name
     known = [arm.name for arm in arms] + [BASE]
     if chosen not in known:
         raise InvalidRequestError(f"reference: {chosen!r} is none of {', '.join(known)}", param="reference")
-    first = arms[0].job
-    assert first.model is not None, f"{first.id}: submit wrote it"
-    assert first.training_file is not None, f"{first.id}: submit wrote it"
     return ComparisonShown(
-        id=comparison.id,
-        name=comparison.name,
-        created_at=int(comparison.created_at),
-        status=_status([openai_status(Phase(arm.job.phase)) for arm in arms]),
-        model=first.model,
-        training_file=first.training_file,
+        **_head(comparison, [arm.job for arm in arms]),
         reference=chosen,
         arms=[_show_arm(arm) for arm in arms],
         differences=_differences(arms),
@@ -47,6 +45,33 @@ def show_comparison(s: Session, comparison: Comparison, reference: str | None = 
         benchmarks=results(board, chosen),
         sweep=sweep(arms, board),
     )
+
+
+def list_comparison(comparison: Comparison, jobs: Mapping[str, Job]) -> ComparisonListed:
+    """jobs: arm -> job, in order."""
+    arms = [ArmListed(**_arm_head(name, job)) for name, job in jobs.items()]
+    return ComparisonListed(**_head(comparison, list(jobs.values())), arms=arms)
+
+
+def _head(comparison: Comparison, jobs: Sequence[Job]) -> dict[str, Any]:
+    return {
+        "id": comparison.id,
+        "name": comparison.name,
+        "created_at": int(comparison.created_at),
+        "status": _status([openai_status(Phase(job.phase)) for job in jobs]),
+        "model": jobs[0].model,
+        "training_file": jobs[0].training_file,
+    }
+
+
+def _arm_head(name: str, job: Job) -> dict[str, Any]:
+    return {
+        "name": name,
+        "job_id": job.id,
+        "status": openai_status(Phase(job.phase)),
+        "phase": job.phase,
+        "fine_tuned_model": job.fine_tuned_model,
+    }
 
 
 def _status(statuses: Sequence[str]) -> str:
@@ -61,17 +86,15 @@ def _status(statuses: Sequence[str]) -> str:
 def _show_arm(arm: Arm) -> ArmShown:
     job, train = arm.job, arm.job.config["train"]
     trained = (job.result or {}).get("train") or {}
-    numbers = {name: trained.get(name) for name in ("steps", "last_nll", "valid_nll_before", "valid_nll_after")}
+    numbers: dict[str, Any] = {
+        name: trained.get(name) for name in ("steps", "last_nll", "valid_nll_before", "valid_nll_after")
+    }
     return ArmShown(
-        name=arm.name,
-        job_id=job.id,
-        status=openai_status(Phase(job.phase)),
-        phase=job.phase,
+        **_arm_head(arm.name, job),
         objective=train["objective"]["name"],
         learning_rate=train["learning_rate"],
         batch_size=train["batch_size"],
         seed=train["seed"],
-        fine_tuned_model=job.fine_tuned_model,
         progress=progress_state(job),
         error=job_error(job),
         trained_tokens=job.trained_tokens,

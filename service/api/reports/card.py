@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy.orm import Session
-
+from service.api.comparisons.requests import BASE
 from service.api.comparisons.responses import BenchmarkResult
-from service.api.comparisons.statistics import BASE, results, scoreboard
+from service.api.comparisons.statistics import results, scoreboard
 from service.api.evaluations.items import Filter, Flip, Table, find_run, items_of, open_predictions
 from service.api.evaluations.requests import GateRule
 from service.api.evaluations.view import EvaluationItem, ItemCounts, show_item
 from service.api.jobs import whole, without_attempt_paths
 from service.api.reports.responses import Check, Gate, ReportCard, ReportedBenchmark
-from service.jobs import store
 from service.jobs.comparisons import Arm
 from service.jobs.phases import Phase, openai_status
-from service.jobs.tables import Job
+from service.jobs.tables import Attempt, Job
 
 TUNED: Final = "tuned"
 SAMPLES: Final[dict[Flip, int]] = {"broken": 3, "fixed": 3, "both_wrong": 2, "both_right": 2}
@@ -39,13 +37,13 @@ _OF_TRAINING: Final = (
 _OF_ENVIRONMENT: Final = ("device", "precision", "image_backend", "versions")
 
 
-def report_card(s: Session, job: Job) -> ReportCard:
-    """Of a fine-tuning, ended or not: what there is already."""
-    paths = [Path(attempt.run_path) for attempt in store.list_attempts(s, job.id)]
+def report_card(job: Job, attempts: Sequence[Attempt]) -> ReportCard:
+    """Of a fine-tuning, ended or not: what there is already. Reads its predictions: no place for a transaction."""
+    paths = [Path(attempt.run_path) for attempt in attempts]
     result = job.result or {}
     trained: dict[str, Any] = result.get("train") or {}
     plan: Mapping[str, Any] = job.request.get("evaluation") or {}
-    found = results(scoreboard([Arm(TUNED, job)], {job.id: paths}), BASE)
+    found = results(scoreboard([Arm(TUNED, job, tuple(attempts))]), BASE)
     benchmarks = [_benchmark(job, paths, each, plan.get("regression") or []) for each in found]
     assert job.model is not None, f"{job.id}: submit wrote it"
     return ReportCard(

@@ -16,7 +16,9 @@ from service.api.reports.card import report_card
 from service.api.reports.page import page
 from service.api.reports.responses import ReportCard
 from service.jobs import store
+from service.jobs.database import Database
 from service.jobs.phases import Kind
+from service.jobs.tables import Attempt, Job
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
 
@@ -24,16 +26,15 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
 @router.get("/report")
 def job_report(job_id: str, project: Project, database: DatabaseNow) -> ReportCard:
     """Base against tuned, what was lost, contamination, samples, the gate, and everything that identifies the run."""
-    with database.read() as s:
-        return report_card(s, store.get_job(s, project, job_id, Kind.FINE_TUNING))
+    return report_card(*_rows(database, project, job_id))
 
 
 @router.get("/report.html", response_class=HTMLResponse)
 def job_report_page(job_id: str, project: Project, database: DatabaseNow) -> HTMLResponse:
     """The same as one file to keep or to send: no script, no request to anywhere, pictures inside."""
-    with database.read() as s:
-        card = report_card(s, store.get_job(s, project, job_id, Kind.FINE_TUNING))
-        paths = [Path(attempt.run_path) for attempt in store.list_attempts(s, job_id)]
+    job, attempts = _rows(database, project, job_id)
+    card = report_card(job, attempts)
+    paths = [Path(attempt.run_path) for attempt in attempts]
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
     return HTMLResponse(page(card, paths), headers=headers)
 
@@ -51,9 +52,7 @@ def job_bundle(
     images: Annotated[bool, Query(description="Put the training pictures into it, too.")] = False,
 ) -> StreamingResponse:
     """Configuration, seeds, data, packages and numbers of a job that has succeeded: python -m vlm_dft.rerun runs it."""
-    with database.read() as s:
-        job = store.get_job(s, project, job_id, Kind.FINE_TUNING)
-        attempts = store.list_attempts(s, job_id)
+    job, attempts = _rows(database, project, job_id)
     file = tempfile.TemporaryFile(dir=settings.data)  # noqa: SIM115 - closed with the answer; nameless
     try:
         write_bundle(file, job, attempts, images=images)
@@ -72,3 +71,8 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
         file.seek(0)
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+
+
+def _rows(database: Database, project: str, job_id: str) -> tuple[Job, list[Attempt]]:
+    with database.read() as s:
+        return store.get_job(s, project, job_id, Kind.FINE_TUNING), store.list_attempts(s, job_id)
