@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import openai
 import pytest
 from api_server import Api, serve
 from databases import copied_sqlite
-from datasets_for_tests import picture_row, shapes_dataset, text_row, write_dataset
+from datasets_for_tests import picture_row, text_row, write_dataset
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -21,7 +19,6 @@ from vlm_dft.data.canonical import CanonicalDataset, Message, Row, TextPart
 from vlm_dft.data.encoding import IGNORED, Encoder
 from vlm_dft.model import load_processor
 from vlm_dft.preview import preview_row
-from vlm_dft.preview_report import PreviewReport
 
 PIXELS = PixelConfig()
 
@@ -76,20 +73,6 @@ def test_what_the_template_refuses_is_told_in_the_row(tiny_vlm: Path) -> None:
     assert not shown.fits
 
 
-def test_the_process_answers_on_stdout_and_refuses_with_a_typed_error(tiny_vlm: Path, tmp_path: Path) -> None:
-    question = {"model": str(tiny_vlm), "dataset": str(shapes_dataset(tmp_path / "d")), "num_rows": 2, "first_row": 7}
-    command = [sys.executable, "-m", "vlm_dft.preview"]
-    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, timeout=120)
-    report = PreviewReport.model_validate_json(done.stdout)
-    assert [row.row for row in report.rows] == ["test.jsonl:7", "test.jsonl:8"]
-    assert report.rows_total == 8
-    refused = subprocess.run(
-        command, input=json.dumps(question | {"first_row": 9}), capture_output=True, text=True, timeout=120
-    )
-    assert refused.returncode == 1
-    assert json.loads(refused.stdout)["param"] == "first_row"
-
-
 @pytest.fixture
 def api(tmp_path: Path, request: pytest.FixtureRequest, tiny_vlm: Path) -> Iterator[Api]:
     url = copied_sqlite(request.getfixturevalue("_sqlite_template"), tmp_path / "vlm-dft.db")
@@ -106,8 +89,8 @@ def test_the_api_and_the_command_show_a_file_as_it_is_trained(api: Api, monkeypa
     with pytest.raises(openai.BadRequestError, match="first_row 9: the file has 2 rows"):
         client.post("/fine_tuning/preview", cast_to=object, body=body | {"first_row": 9})
     monkeypatch.setenv("OPENAI_BASE_URL", f"{api.url}/v1")
-    command = ["preview", file_id, "--model", "tiny", "--rows", "1", "--first-row", "2"]
-    shown = CliRunner().invoke(app, [*command, "--json"])
+    command = ["preview", file_id, "--model", "tiny", "--rows", "1", "--first-row", "2", "--json"]
+    shown = CliRunner().invoke(app, command)
     row = json.loads(shown.stdout)["data"][0]
     assert (row["row"], row["supervised_tokens"]) == ("test.jsonl:2", 2)
     (span,) = row["trained_spans"]

@@ -20,7 +20,7 @@ BASIS: Final = "arithmetic over config.json and the weights' headers"
 _GIB: Final = 2**30
 _CUDA_BYTES: Final = 0.7 * 2**30
 """Context and workspaces of one process on a GPU; an assumption, not measured here."""
-_CHUNK_ELEMENTS: Final = {"cpu": 5 * 2**22, "cuda": 2**27}
+_CHUNK_ELEMENTS: Final = {"cpu": 10 * 2**20, "cuda": 2**27}
 _SCRATCH_ELEMENTS: Final = {"cpu": 2**20, "cuda": 2**27}
 """As in vlm_dft.head and heads.tile, which are not torch-free; a test compares them."""
 _NF4_BYTES: Final = 0.5 + 1 / 64

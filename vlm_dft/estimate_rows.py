@@ -162,8 +162,7 @@ class RowsReckoning:
             share = by_length[: min(config.micro_batch_size, config.batch_size)]
             visual = sorted((self._visual[index] for index in self._fitting), reverse=True)
             return len(share) * self._totals[by_length[0]], sum(visual[: len(share)])
-        batch = by_length[: config.batch_size]
-        tokens = min(config.pack_length, sum(self._totals[index] for index in batch))
+        tokens = _fullest([self._totals[index] for index in by_length], config.pack_length)
         share = max(self._visual[index] / self._totals[index] for index in self._fitting)
         return tokens, round(share * tokens)
 
@@ -203,6 +202,17 @@ class RowsReckoning:
             too_long=sum(total > self.limit for total in totals),
             is_asked=is_asked,
         )
+
+
+def _fullest(lengths: list[int], pack_length: int) -> int:
+    """The largest sum of some of the lengths that is within pack_length."""
+    possible = 1  # bit n: some lengths have the sum n
+    within = (1 << (pack_length + 1)) - 1
+    for length in lengths:
+        possible |= (possible << length) & within
+        if possible >> pack_length:
+            return pack_length
+    return possible.bit_length() - 1
 
 
 @lru_cache(maxsize=65536)

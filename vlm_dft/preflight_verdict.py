@@ -1,6 +1,6 @@
 """Which objective follows from what a preflight counted, with reasons in words. Torch-free, pure.
 
-The rule and its two bounds were chosen from trainings of every objective on tasks with known outcomes:
+The rule and its bounds were chosen from trainings of every objective on tasks with known outcomes:
 benchmarks/calibration/README.md has the figures, and what they cannot tell. Knows nothing about models or files.
 """
 
@@ -16,13 +16,21 @@ RULE: Final = "preflight-rules/v1"
 NEW_CONTENT: Final = 0.15
 """Share of the words with p < 0.1 from which nll was better; below it dft was better or as good."""
 NEW_FORMAT: Final = 0.1
-"""Mean p of tags below which dft never learned to write them."""
+"""Mean p of tags, or of the end of turn, below which dft did not learn to write them in every seed."""
+WEAK_DIGITS: Final = 0.7
+"""Mean p of digits below which the model cannot do the work yet, and dft was worse than nll. Digits, because wording
+leaves them no choice."""
+MIN_DIGITS: Final = 20
+"""Fewer of them say nothing."""
 FLOOR: Final = 0.1
+ALPHA: Final = 0.5
 LIMITS: Final = (
     "The rule was found by training text models of 0.1 million parameters on generated tasks, for tens of epochs on "
     "hundreds of rows: the bounds may lie elsewhere for a large model, for pictures, and for a single epoch.",
     "It looks at the model before the training. Whether improbable words are wrong or new it cannot see: few of them "
     "are taken for noise, many for new knowledge.",
+    "Whether a model that has begun to know a subject is good at it yet is read from digits: of answers without digits "
+    "it cannot say that.",
 )
 
 
@@ -40,18 +48,24 @@ class _Decision:
         self.new_content = self.improbable_words / self.num_words if self.num_words else 0.0
         self.format_p = parts["format"].mean_p
         self.end_p = parts["end_of_turn"].mean_p
+        digits = parts["digits"]
+        self.digits_p = digits.mean_p if digits.num_tokens >= MIN_DIGITS else None
 
     def verdict(self) -> Verdict:
         if self.format_p is not None and self.format_p < NEW_FORMAT:
             objective, label, reasons = self._new_format()
         elif self.new_content >= NEW_CONTENT:
             objective, label, reasons = self._new_content()
+        elif self.digits_p is not None and self.digits_p < WEAK_DIGITS:
+            objective, label, reasons = self._weak()
+        elif self.end_p is not None and self.end_p < NEW_FORMAT:
+            objective, label, reasons = self._new_end()
         else:
             objective, label, reasons = self._known_content()
         return Verdict(
             objective=objective,
             label=label,
-            reasons=(*reasons, *self._end_of_turn(objective)),
+            reasons=tuple(reasons),
             evidence=self._evidence(),
             would_change=tuple(self._would_change()),
             limits=LIMITS,
@@ -87,15 +101,22 @@ class _Decision:
         ]
         return ObjectiveConfig(name="dft"), "dft", reasons
 
-    def _end_of_turn(self, objective: ObjectiveConfig) -> list[str]:
-        if self.end_p is None or self.end_p >= NEW_FORMAT:
-            return []
-        if objective.name == "nll" or objective.weight_floor:
-            return [f"The end of turn has a probability of {self.end_p:.3f}: this objective learns it all the same."]
-        return [
-            f"The end of turn has a probability of {self.end_p:.3f}: plain DFT learns it late. Watch eos_nll in the "
-            f"metrics; a weight_floor of {FLOOR:g} makes sure of it, at the price of learning more of the noise."
+    def _weak(self) -> tuple[ObjectiveConfig, str, list[str]]:
+        reasons = [
+            f"The model writes much as your data does, but gives its digits a probability of {self.digits_p:.2f} on "
+            "average: it has begun to know this, and is not good at it. Plain DFT would hold on to what it gets wrong; "
+            f"the weight p^{ALPHA:g} learns about as freely as SFT does.",
         ]
+        return ObjectiveConfig(name="power", alpha=ALPHA), f"power with alpha {ALPHA:g}", reasons
+
+    def _new_end(self) -> tuple[ObjectiveConfig, str, list[str]]:
+        reasons = [
+            f"The model can do most of this already ({self.new_content:.1%} of your words have a probability below "
+            f"0.1), but gives the end of turn a probability of {self.end_p:.4f}: with plain DFT it may never stop. The "
+            f"weight p^{ALPHA:g} learns to stop, and still less of what is likely noise than SFT does.",
+            "Watch eos_nll in the metrics: if it does not fall, take dft with a weight_floor of 0.1, or SFT.",
+        ]
+        return ObjectiveConfig(name="power", alpha=ALPHA), f"power with alpha {ALPHA:g}", reasons
 
     def _evidence(self) -> dict[str, float]:
         everything = self.parts["all"]
@@ -107,24 +128,31 @@ class _Decision:
             "dft_discards": everything.dft_discards,
             "format_mean_p": self.format_p,
             "end_of_turn_mean_p": self.end_p,
-            "digits_share_p_below_01": self.parts["digits"].share_p_below_01,
+            "digits_mean_p": self.digits_p,
             "share_of_rows_p_below_01": self.rows.share_p_below_01,
         }
         return {name: value for name, value in found.items() if value is not None}
 
     def _would_change(self) -> list[str]:
-        known = self.format_p is None or self.format_p >= NEW_FORMAT
-        changes = []
-        if not known:
-            changes.append(
+        if self.format_p is not None and self.format_p < NEW_FORMAT:
+            return [
                 f"tags that the model writes with a probability of {NEW_FORMAT:g} or more (now {self.format_p:.3f}): "
                 "fewer new tags, or a model that has seen them; the words then decide"
-            )
-        above = self.new_content >= NEW_CONTENT
-        if known:
+            ]
+        now = f"words with a probability below 0.1 (now {self.new_content:.1%})"
+        if self.new_content >= NEW_CONTENT:
+            return [f"less than {NEW_CONTENT:.0%} of {now}, because the model knows the subject: then dft"]
+        changes = [f"{NEW_CONTENT:.0%} or more of {now}, because the data is new to the model: then nll"]
+        if self.digits_p is not None:
+            above = self.digits_p >= WEAK_DIGITS
             changes.append(
-                f"{'less' if above else 'more'} than {NEW_CONTENT:.0%} of words with a probability below 0.1 (now "
-                f"{self.new_content:.1%}): "
-                + ("a model that knows the subject: then dft" if above else "data that is new to the model: then nll")
+                f"digits with a mean probability {'below' if above else 'of at least'} {WEAK_DIGITS:g} (now "
+                f"{self.digits_p:.2f}): then {f'power with alpha {ALPHA:g}' if above else 'dft'}"
+            )
+        if self.end_p is not None:
+            above = self.end_p >= NEW_FORMAT
+            changes.append(
+                f"an end of turn with a probability {'below' if above else 'of at least'} {NEW_FORMAT:g} (now "
+                f"{self.end_p:.3f}): then {f'power with alpha {ALPHA:g}' if above else 'dft'}"
             )
         return changes
