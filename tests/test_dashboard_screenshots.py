@@ -82,9 +82,8 @@ def look_before_training(page: Page) -> None:
     expect(page.locator("#verdict")).to_be_visible()
     page.get_by_role("button", name="Estimate time and memory").click()
     expect(page.get_by_text("Memory in parts")).to_be_visible()
-    page.get_by_role("button", name="Preview the first rows").click()
-    expect(page.locator("article mark").first).to_be_visible(timeout=90_000)
-    page.get_by_role("heading", name="3. Look before you train").scroll_into_view_if_needed()
+    page.get_by_role("button", name="SFT or DFT? Ask the model").click()
+    expect(page.get_by_text("Suits this model and data:")).to_be_visible(timeout=120_000)
     page.evaluate("document.querySelector('#part-3').scrollIntoView()")
 
 

@@ -15,7 +15,7 @@ export function histogram(title) {
   const readout = h("p.readout", { "aria-live": "polite" });
   const label = h("label", { for: "histogram-step" }, "Step");
   const element = h("figure.chart.histogram", null, h("figcaption.unseen", null, title),
-    h("div.filter", null, h("label", { for: "histogram-which" }, "Tokens"), which), picture, label, slider, readout);
+    h("div.filter", null, h("label", { for: "histogram-which" }, "Tokens"), which), legend(), picture, label, slider, readout);
   let rows = [];
   const draw = () => {
     const chosen = rows.filter((row) => `${row.split} ${row.part}` === which.value);
@@ -43,6 +43,13 @@ export function histogram(title) {
     draw();
   };
   return { element, update };
+}
+
+function legend() {
+  const swatch = (...drawn) => svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, drawn);
+  return h("ul.legend", null,
+    h("li", null, swatch(svg("rect.bar.one", { width: 24, height: 10 })), "at the step below"),
+    h("li", null, swatch(svg("path.outline", { d: "M1 5H25" })), "before the training"));
 }
 
 function named(name) {
@@ -74,7 +81,7 @@ function drawBins(picture, row, first) {
       svg("text", { x: EDGE.left - 6, y: y(count) + 4, "text-anchor": "end" }, number(count)),
     ]),
     ...bars,
-    svg("path.outline", { d: outline }),
+    ...(first === row ? [] : [svg("path.outline", { d: outline })]),
     ...[0, 0.5, 1].map((p, index) => svg("text", { x: x(p), y: HEIGHT - 18, "text-anchor": ["start", "middle", "end"][index] }, String(p))),
     svg("text", { x: x(0.5), y: HEIGHT - 3, "text-anchor": "middle" }, "probability of the target token (number of tokens, logarithmic)"),
   );

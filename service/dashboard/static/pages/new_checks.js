@@ -9,11 +9,11 @@ import { previewRows } from "./preview.js";
 
 /** body(): the job as it would be submitted. */
 export function jobChecks(page, body) {
-  const out = { preview: h("div"), estimate: h("div"), preflight: h("div") };
+  const out = { estimate: h("div"), preflight: h("div"), preview: h("div") };
   const buttons = {
-    preview: h("button", { type: "button", id: "do-preview" }, "Preview the first rows"),
     estimate: h("button", { type: "button", id: "do-estimate" }, "Estimate time and memory"),
     preflight: h("button", { type: "button", id: "do-preflight" }, "SFT or DFT? Ask the model"),
+    preview: h("button", { type: "button", id: "do-preview" }, "Preview the first rows"),
   };
   const element = h("div.page", null,
     h("p.small", null, "None of this trains or costs anything but a moment. The preflight takes one forward pass over a sample of the rows."),
