@@ -205,3 +205,14 @@ def test_validation_fetches_only_when_asked_and_never_privately(
     assert found.codes == [expected]
     assert found.report.problems[0].field == "messages.0.content.0.image_url.url"
     assert requests == []
+
+
+def test_only_named_hosts_are_asked_when_there_are_names(site: tuple[str, list[str]]) -> None:
+    address, requests = site
+    port = address.split(":")[1]
+    named = local(domains=("127.0.0.1", "pictures.example"))
+    assert named.fetch(f"http://127.0.0.1:{port}/a.png", "url") == PICTURE
+    before = len(requests)
+    for host in ("localhost", "example", "notpictures.example", "pictures.example.evil.test"):
+        assert code(named, f"http://{host}:{port}/a.png") == "image_url_refused"
+    assert len(requests) == before

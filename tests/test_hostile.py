@@ -22,7 +22,7 @@ from sqlalchemy import select
 from service.jobs.database import Database
 from service.jobs.tables import File
 from service.redaction import redacted
-from vlm_dft.config import PixelConfig, RunConfig, ValidationConfig, ValidationLimits
+from vlm_dft.config import JudgeConfig, PixelConfig, RunConfig, ValidationConfig, ValidationLimits
 from vlm_dft.data.decoder import DecoderLimits, decoders
 from vlm_dft.data.problems import RowError
 from vlm_dft.data.validation import validate
@@ -197,3 +197,13 @@ def test_a_key_in_the_wrong_place_is_not_repeated(api: ApiProcess) -> None:
     assert answer.status_code == 400
     assert SECRETS[0] not in answer.text
     assert SECRETS[0] not in api.log.read_text()
+
+
+def test_nothing_that_a_job_stores_or_shows_has_a_place_for_a_secret() -> None:
+    """Keys reach a trainer by its environment alone; a judge's address may not hold a password."""
+    schema = json.dumps(RunConfig.model_json_schema())
+    names = set(re.findall(r'"(\w+)": \{', schema))
+    assert "base_url" in names
+    assert not [name for name in names if re.search(r"(^|_)(key|token|secret|password)$", name)]
+    with pytest.raises(ValueError, match="base_url"):
+        JudgeConfig(base_url="https://user:pa55@judge.example/v1", model="j")
