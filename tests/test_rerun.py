@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
-from api_server import serve
+from api_server import serve, text_row, write_dataset
 from databases import copied_sqlite
 from datasets_for_tests import sums_dataset
 from throwaway import run_python
 
-from service.api.reports.bundle import write_bundle
+from service.api.reports.bundle import _add_dataset, write_bundle
+from service.errors import InvalidStateError
 from service.jobs.tables import Attempt, Job
 from vlm_dft import rerun
 from vlm_dft.config import RunConfig, TrainConfig
@@ -88,9 +90,57 @@ def test_what_is_installed_otherwise_is_named(bundle: Path) -> None:
     assert found == [f"torch was 2.0 and is {recorded.packages['torch']}", "gone was 1 and is not installed"]
 
 
-def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_packages_are_those_that_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = tmp_path / "torch-0.1.dist-info"
+    hidden.mkdir()
+    (hidden / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n")
+    imported = rerun.installed_packages()["torch"]
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert rerun.installed_packages()["torch"] == imported != "0.1"
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="is no bundle"):
         rerun._unpacked(tmp_path)
+    torn = tmp_path / "torn.tar.gz"
+    torn.write_bytes(b"not an archive")
+    assert rerun.main([str(torn)]) == 1
+    (tmp_path / "config.json").write_text("{}")
+    assert rerun.main([str(tmp_path)]) == 1  # no environment.json
+    (tmp_path / "environment.json").write_text('{"python": 3}')
+    assert rerun.main([str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "torn.tar.gz is no bundle" in told
+    assert "No such file or directory" in told
+    assert "environment.json: python: " in told
+
+
+def test_numbers_of_a_probe_are_not_missed_in_a_rerun_which_has_none(tmp_path: Path) -> None:
+    """A bundle's metrics hold what the accuracy probe measured, before the first step as well."""
+    lines = [{"step": 0, "probe_value": 0.5}, {"step": 1, "nll": 1.5, "probe_value": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert rerun._steps(tmp_path / "metrics.jsonl") == {1: {"nll": 1.5}}
+
+
+def test_bundle_holds_the_pictures_that_links_lead_to(tmp_path: Path) -> None:
+    """And names no owner: an archive with links out of itself could not be unpacked anywhere."""
+    picture = tmp_path / "elsewhere.png"
+    picture.write_bytes(b"a picture")
+    dataset = tmp_path / "dataset"
+    write_dataset(dataset, [text_row(1, images=[(28, 28)])], None)
+    manifest = json.loads((dataset / "dataset.json").read_bytes()) | {"image_root": str(tmp_path / "pictures")}
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    (tmp_path / "pictures").mkdir()
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        with pytest.raises(InvalidStateError, match=r"x\.png"):
+            _add_dataset(archive, "data/gone", dataset, images=True)
+        (tmp_path / "pictures" / "x.png").symlink_to(picture)
+        _add_dataset(archive, "data/train", dataset, images=True)
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as archive:
+        assert archive.extractfile("data/train/x.png").read() == b"a picture"
+        assert {member.uname for member in archive} == {""}
 
 
 def test_api_gives_the_bundle_of_a_job_that_has_succeeded(tmp_path: Path, request: pytest.FixtureRequest) -> None:

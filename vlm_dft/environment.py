@@ -56,5 +56,8 @@ def record_environment(run: RunDir, train: TrainConfig) -> None:
 
 def installed_packages() -> dict[str, str]:
     """Name -> version, by name."""
-    found = {each.metadata["Name"].lower(): each.version for each in distributions() if each.metadata["Name"]}
+    found: dict[str, str] = {}
+    for each in distributions():
+        if name := each.metadata["Name"]:
+            found.setdefault(name.lower(), each.version)  # one further down sys.path is hidden by the first
     return dict(sorted(found.items()))

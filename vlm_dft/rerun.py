@@ -18,12 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from vlm_dft.config import RunConfig, TrainConfig
 from vlm_dft.data.canonical import CanonicalDataset
@@ -32,6 +35,8 @@ from vlm_dft.errors import ConfigError, DatasetError, ModelError, VlmDftError
 from vlm_dft.model_files import locate, model_sha256
 from vlm_dft.results import RunResult
 from vlm_dft.run_dir import RunDir, write_json
+
+Model = TypeVar("Model", bound=BaseModel)
 
 COMPARED: Final = ("objective_loss", "nll", "grad_norm", "learning_rate", "mean_weight", "num_tokens", "valid_nll")
 """Numbers of a step that depend on nothing but model, data and settings."""
@@ -50,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         bundle = _unpacked(options.bundle)
         roots = {"train": options.images, "validation": options.validation_images}
         differences = rerun(bundle, options.model, {name: root for name, root in roots.items() if root})
-    except VlmDftError as error:
+    except (VlmDftError, OSError) as error:
         print(f"rerun: {error}", file=sys.stderr)
         return 1
     for line in differences[:_SHOWN_DIFFERENCES]:
@@ -64,11 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def rerun(bundle: Path, model: Path | None, image_roots: dict[str, Path]) -> list[str]:
     """What differs, in words; empty: nothing. Raises VlmDftError for what is missing or is not what it was."""
-    environment = Environment.model_validate_json((bundle / "environment.json").read_bytes())
+    environment = _read(bundle / "environment.json", Environment)
     for line in environment_differences(environment):
         print(f"note: {line}")
     run = RunDir(bundle / "rerun")
-    run.path.mkdir(exist_ok=True)
+    shutil.rmtree(run.path, ignore_errors=True)  # an earlier rerun's numbers are not this one's
+    run.path.mkdir()
     train = _train_config(bundle, environment, model, image_roots)
     write_json(run.config_path, RunConfig(run_id=f"rerun-of-{_recorded(bundle).run_id}"[:64], train=train))
     threads = {"OMP_NUM_THREADS": str(environment.num_threads)} | environment.variables
@@ -87,7 +93,17 @@ def environment_differences(recorded: Environment) -> list[str]:
 
 
 def _recorded(bundle: Path) -> RunConfig:
-    return RunConfig.model_validate_json((bundle / "config.json").read_bytes())
+    return _read(bundle / "config.json", RunConfig)
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    """Raises ConfigError naming the file and the field."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ConfigError(f"{path}: {where}: {first['msg']}: take the bundle anew") from None
 
 
 def _train_config(
@@ -143,25 +159,20 @@ def _differences(bundle: Path, run: RunDir) -> Iterator[str]:
         for name in COMPARED:
             if before[step].get(name) != now[step].get(name):
                 yield f"step {step}: {name} was {before[step].get(name)!r} and is {now[step].get(name)!r}"
-    then, result = (
-        RunResult.model_validate_json(path.read_bytes()) for path in (bundle / "result.json", run.result_path)
-    )
+    then, result = (_read(path, RunResult) for path in (bundle / "result.json", run.result_path))
     first, second = (each.train.model_sha256 if each.train else None for each in (then, result))
     if first != second:
         yield f"the model was {first} and is {second}"
 
 
-def _model_of(result: Path) -> str | None:
-    trained = RunResult.model_validate_json(result.read_bytes()).train
-    return trained.model_sha256 if trained else None
-
-
 def _steps(path: Path) -> dict[int, dict[str, Any]]:
-    """Training and held-out numbers of a step share its record."""
+    """What is compared of each step. Training and held-out numbers share its record; a probe's are no training's."""
     found: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
-        found.setdefault(record["step"], {}).update(record)
+        numbers = {name: record[name] for name in COMPARED if name in record}
+        if numbers:
+            found.setdefault(record["step"], {}).update(numbers)
     return found
 
 
@@ -169,8 +180,11 @@ def _unpacked(bundle: Path) -> Path:
     """The bundle as a directory. Raises ConfigError when there is none."""
     if bundle.is_file():
         target = bundle.with_name(bundle.name.removesuffix(".tar.gz") + "-unpacked")
-        with tarfile.open(bundle) as archive:
-            archive.extractall(target, filter="data")
+        try:
+            with tarfile.open(bundle) as archive:
+                archive.extractall(target, filter="data")
+        except (tarfile.TarError, EOFError) as error:
+            raise ConfigError(f"{bundle} is no bundle, or not all of one: {error}") from None
         bundle = target
     if not (bundle / "config.json").is_file():
         raise ConfigError(f"{bundle} is no bundle: it holds no config.json")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from service import storage
 from service.api.jobs import without_attempt_paths
 from service.api.runs import merged_metrics
 from service.errors import InvalidStateError
@@ -25,7 +27,8 @@ README = """# {name}
 
 Everything that decided this training. To get the same numbers again, on the same kind of device:
 
-    pip install -r requirements.txt        # the packages it ran with; vlm-dft from its own repository
+    pip install -r requirements.txt        # the packages it ran with; vlm-dft from its own repository,
+                                           versions with a + from their makers' own indexes
     python -m vlm_dft.rerun . --model DIR{images}
 
 It trains once more, then compares every logged number and the exported model's hash.
@@ -61,16 +64,29 @@ def write_bundle(file: IO[bytes], job: Job, attempts: Sequence[Attempt], *, imag
 
 
 def _add_dataset(archive: tarfile.TarFile, name: str, directory: Path, *, images: bool) -> None:
+    storage.look(directory)
     try:
         dataset = CanonicalDataset.open(directory)
-    except DatasetError as error:
-        message = f"the job's data is gone ({error.message}): a bundle must be taken before the file is deleted"
+        if images and dataset.image_root == directory:
+            storage.fetch(directory)
+        manifest = dataset.manifest.model_copy(update={"image_root": "."} if images else {})
+        _add(archive, f"{name}/{MANIFEST_NAME}", manifest.model_dump(mode="json"))
+        _add_file(archive, f"{name}/{ROWS_NAME}", directory / ROWS_NAME)
+        for image in dict.fromkeys(part.image for row in dataset for part in row.images) if images else ():
+            _add_file(archive, f"{name}/{image}", dataset.image_root / image)
+    except (DatasetError, FileNotFoundError) as error:
+        message = (
+            f"the job's data is gone ({error}): a bundle must be taken before the file or its pictures are deleted"
+        )
         raise InvalidStateError(message) from None
-    manifest = dataset.manifest.model_copy(update={"image_root": "."} if images else {})
-    _add(archive, f"{name}/{MANIFEST_NAME}", manifest.model_dump(mode="json"))
-    archive.add(directory / ROWS_NAME, f"{name}/{ROWS_NAME}")
-    for image in dict.fromkeys(part.image for row in dataset for part in row.images) if images else ():
-        archive.add(dataset.image_root / image, f"{name}/{image}")
+
+
+def _add_file(archive: tarfile.TarFile, name: str, path: Path) -> None:
+    """What it holds, were it a link, and not whose it is here."""
+    with path.open("rb") as file:
+        member = tarfile.TarInfo(name)
+        member.size = os.fstat(file.fileno()).st_size
+        archive.addfile(member, file)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes | str | dict[str, Any] | None) -> None:
