@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlm_dft.errors import ConfigError
 from vlm_dft.head import objective_loss
+from vlm_dft.heads.gradients import zeros
 
 N, D, V = 19, 8, 53
 
@@ -153,3 +154,24 @@ def test_a_narrow_head_is_never_widened_as_a_whole(tolerance: float, monkeypatch
         objective_loss(states, weight, labels, tolerance=tolerance).loss.backward()
     assert largest.elements < weight.numel()
     assert states.grad is not None
+
+
+def test_a_gradient_that_is_gone_leaves_its_memory_to_the_next_and_one_that_is_held_keeps_it():
+    shape = (1024, 2048)
+    held = zeros(shape, torch.float32, "cpu", again=True)
+    held.fill_(1)
+    other = zeros(shape, torch.float32, "cpu", again=True)
+    assert other.data_ptr() != held.data_ptr()
+    assert held.min() == 1
+    place, row = other.data_ptr(), other[5]
+    other.fill_(2)
+    del other
+    assert zeros(shape, torch.float32, "cpu", again=True).data_ptr() != place  # a view is a holder, too
+    assert row.min() == 2
+    first = zeros(shape, torch.float32, "cpu", again=True)
+    place = first.fill_(3).data_ptr()
+    del first
+    again = zeros(shape, torch.float32, "cpu", again=True)
+    assert again.data_ptr() == place
+    assert again.abs().max() == 0
+    assert zeros((2048, 1024), torch.float32, "cpu", again=True).data_ptr() != place

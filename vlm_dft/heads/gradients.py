@@ -8,6 +8,8 @@ Shapes: N rows, C rows of a chunk, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ class Gradients:
         self.projection = projection
         self.scale = scale
         self.hidden_ND = torch.empty_like(hidden_ND, dtype=exact) if need_hidden else None
-        self.weight_VD = zeros(shape_VD, exact, hidden_ND.device) if need_weight else None
+        self.weight_VD = zeros(shape_VD, exact, hidden_ND.device, again=True) if need_weight else None
         self.bias_V = torch.zeros_like(bias_V, dtype=exact) if need_bias and bias_V is not None else None
 
     @property
@@ -50,9 +52,28 @@ class Gradients:
             self.projection.add_outer(self.weight_VD, gradient_CV, self.projection.hidden_ND[rows], self.scale)
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any, *, again: bool = False) -> Tensor:
     """Like torch.zeros. A large tensor on a CPU comes from numpy, which asks the kernel for huge pages that are zero
-    already: at 151,936 x 896 that is a sixth of the time, which would be a quarter of the whole head's."""
+    already: at 151,936 x 896 that is a sixth of the time, which would be a quarter of the whole head's.
+
+    again: once nobody holds it any more its memory serves the next call for the same shape, as a training step's does
+    for the next step's. It stays with the process: new pages are dear where memory is in use and in pieces."""
     if torch.device(device).type != "cpu" or math.prod(shape) < 2**20:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, dtype=np.float64 if dtype == torch.float64 else np.float32))
+    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
+    if not again:
+        return torch.from_numpy(np.zeros(shape, dtype=numpy_dtype))
+    with _lock:
+        if _kept and _kept[0].shape == shape and _kept[0].dtype == numpy_dtype and sys.getrefcount(_kept[0]) == _UNUSED:
+            _kept[0].fill(0)
+        else:
+            _kept.clear()
+            _kept.append(np.zeros(shape, dtype=numpy_dtype))
+        return torch.from_numpy(_kept[0])  # holds the array for as long as its own memory is held
+
+
+_lock = threading.Lock()
+_kept: list[np.ndarray] = []
+"""At most one."""
+_UNUSED = 2
+"""References to an array that nothing but the list and the question holds."""

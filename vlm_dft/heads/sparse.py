@@ -14,6 +14,16 @@ Broad rows are taken out first and have their own words, or theirs would be thos
 
 Where too much is left over, as with random weights, the chunk is left to the dense path.
 
+How far 60 steps of AdamW move the head, beside the exact run (the benchmarks' peaked fixture, learning rate 1e-4):
+
+  rows x hidden x vocabulary      tolerance 1e-7       1e-6       1e-5    TRL in bfloat16
+   96 x 256 x 16,384   cosine          0.9988     0.9905     0.9767    0.9999
+                       distance         4.8 %     13.8 %     21.5 %     1.5 %
+  128 x 512 x 65,536   cosine          0.9997     0.9991     0.9982    1.0000
+                       distance         2.3 %      4.2 %      5.9 %     0.7 %
+
+Hence 1e-6 for the trainer: the cosine stays above 0.99 for small vocabularies too. 1e-5 saves a tenth of the time.
+
 Shapes: C rows of a chunk, D hidden size, V vocabulary, U chosen words, B of them at a time, R broad rows, K held rows.
 """
 
