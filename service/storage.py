@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from vlm_dft.errors import VlmDftError
 from vlm_dft.run_dir import directory_in_place
 
 _LEASE: Final = "lease"
+_OUTPUTS: Final = ("checkpoints/*", "export", "dataset")
 _WHOLE: Final = frozenset({"checkpoints", "export", "dataset", _LEASE})
 MANIFEST: Final = ".stored.json"
 """In a stored directory: {"files": {relative path: bytes}}."""
@@ -83,11 +85,13 @@ class Storage:
             return self._fs.exists(f"{self.key(path)}/{MANIFEST}") or self._fs.isfile(self.key(path))
 
     def fetch(self, path: Path) -> None:
-        """Have a stored file or directory on disk, whole. Raises StorageError when it is neither there nor here."""
-        if path.exists() and not (path / MANIFEST).exists():  # ours, or fetched whole; a look leaves its manifest
-            return
+        """Have a stored file or directory on disk, whole. Raises StorageError when it is neither there nor here.
+
+        What is on disk is ours, or was fetched whole, unless a look has left its manifest.
+        """
         with self._alone(path), _told(f"{path} could not be fetched"):
             if path.exists() and not (path / MANIFEST).exists():
+                path.touch()  # used: see evict
                 return
             sizes = self._manifest(path)
             if sizes is None:
@@ -126,6 +130,23 @@ class Storage:
                 self._fs.rm_file(manifest)
             if self._fs.exists(self.key(path)):
                 self._fs.rm(self.key(path), recursive=True)
+
+    def evict(self, older_than_seconds: float, used: Collection[Path] = ()) -> list[Path]:
+        """Remove from disk what the store has too and nobody here has fetched for that long; returns it.
+
+        used: what is read here now, however long ago it was fetched.
+        """
+        horizon = time.time() - older_than_seconds
+        idle = [run for run in self.data.glob("runs/*/attempt-*") if not (run / _LEASE).exists()]
+        copies = [path for run in idle for name in _OUTPUTS for path in run.glob(name)]
+        copies += self.data.glob("files/*")
+        gone = [path for path in copies if path not in used and path.stat().st_mtime < horizon and self.has(path)]
+        for path in gone:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return gone
 
     def put_texts(self, run: Path, known: dict[str, tuple[int, int]]) -> None:
         """Put what changes while a run goes on: every file outside the directories that are put whole.

@@ -27,13 +27,18 @@ class TracingError(VlmDftError):
     code = "tracing_unavailable"
 
 
+def is_wanted() -> bool:
+    """Whether the environment says where traces go."""
+    return any(os.environ.get(name) for name in _ENDPOINTS)
+
+
 @lru_cache(maxsize=1)
 def configure(service: str) -> bool:
     """Send this process's spans where the environment says; returns whether it says so. After a fork, not before.
 
     Raises TracingError without the SDK.
     """
-    if not any(os.environ.get(name) for name in _ENDPOINTS):
+    if not is_wanted():
         return False
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -35,7 +35,7 @@ def new_job(project: str = "default", kind: Kind = Kind.FINE_TUNING, **fields: A
 def new_file(s: Session, project: str = "default", **fields: Any) -> File:
     """A training file with its validation job queued."""
     file_id = new_id("file-")
-    path = Path("/data/files") / file_id
+    path = fields.pop("path", Path("/data/files") / file_id)
     defaults: dict[str, Any] = {"filename": "train.jsonl", "purpose": "fine-tune", "bytes": 10, "sha256": "0" * 64}
     new = NewFile(id=file_id, project=project, path=path, **(defaults | fields))
     return create_file(s, new, runs_dir=RUNS, validation=ValidationConfig(source=path, filename=new.filename))

@@ -227,10 +227,12 @@ def test_old_checkpoints_are_given_up_unless_something_kept_was_made_from_them(
 def test_old_files_are_given_up_unless_a_job_needs_them(sqlite: Database, tmp_path: Path) -> None:
     chosen = Settings(data_dir=tmp_path, file_retention_days=30.0)
     with sqlite.write() as s:
-        old, needed, young = (new_file(s, purpose="user_data") for _ in range(3))
+        paths = [write(chosen.files_dir / name) for name in ("old", "needed", "young")]
+        old, needed, young = (new_file(s, purpose="user_data", path=path) for path in paths)
         store.submit(s, new_job(training_file=needed.id, runs_dir=chosen.runs_dir))
         s.execute(update(File).where(File.id != young.id).values(created_at=1.0))
     assert collect(sqlite, chosen).files == [old.id]
+    assert [path.exists() for path in paths] == [False, True, True]
     with sqlite.read() as s:
         assert set(s.scalars(select(File.id).where(File.deleted_at.is_(None)))) == {needed.id, young.id}
 

@@ -123,6 +123,26 @@ def test_a_look_has_the_small_files_and_a_fetch_the_rest(
     assert {one.name for one in copy.iterdir()} == {"config.json", "rows.jsonl", "model.safetensors", "images"}
 
 
+def test_a_copy_that_nobody_has_used_for_long_leaves_the_disk_and_the_only_one_stays(
+    two_hosts: tuple[Storage, Storage],
+) -> None:
+    here, there = two_hosts
+    attempt = "runs/job/attempt-1"
+    stored, only, used = (f"{attempt}/{name}" for name in ("export", "dataset", "checkpoints/step-000002"))
+    for name in (stored, used):
+        here.put(write_tree(here.data / name))
+        there.fetch(there.data / name)
+    write_tree(there.data / only)
+    for name in (stored, only, used):
+        os.utime(there.data / name, (1.0, 1.0))
+    there.fetch(there.data / used)
+    assert there.evict(3600, {there.data / stored}) == [], "it is read now"
+    assert there.evict(3600) == [there.data / stored]
+    assert [(there.data / name).exists() for name in (stored, only, used)] == [False, True, True]
+    there.fetch(there.data / stored)
+    assert (there.data / stored / "weights").exists()
+
+
 def test_logs_follow_the_run_and_never_overwrite_those_of_its_own_host(two_hosts: tuple[Storage, Storage]) -> None:
     here, there = two_hosts
     run = here.data / "runs/job/attempt-1"

@@ -119,6 +119,8 @@ def _prepare(**_: Any) -> None:
     prepare_broker(get_settings())
     if get_settings().storage_url is not None and find_spec("s3fs") is None:
         raise SystemExit("VLM_DFT_STORAGE_URL needs s3fs: install vlm-dft[s3]")
+    if tracing.is_wanted() and find_spec("opentelemetry.sdk") is None:
+        raise SystemExit("OTEL_EXPORTER_OTLP_ENDPOINT needs OpenTelemetry's SDK: install vlm-dft[otel], or unset it")
     if os.environ.get("REMAP_SIGTERM") != "SIGQUIT":
         # Celery logs and forgets any other exception of a signal's receiver.
         raise SystemExit(

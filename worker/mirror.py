@@ -6,6 +6,7 @@ whoever calls ``fetch_inputs`` and ``finish``, which take as long as the bytes n
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -80,8 +81,15 @@ class Mirror:
         self._storage.put_texts(self._run.path, self._texts)
 
     def forget_local(self) -> None:
-        """The attempt is over and all of it is stored: free the disk."""
+        """The attempt is over and all of it is stored: free the disk of it, and of inputs long unused."""
         forget_local(self._run.path)
+        days = self._settings.unreferenced_days
+        self._try(lambda: self._storage.evict(days * 86_400, self._used_here()), "old copies stay on this disk")
+
+    def _used_here(self) -> set[Path]:
+        """What other attempts on this host read; one that was killed counts until its directory goes."""
+        configs = [lease.with_name("config.json") for lease in self._settings.runs_dir.glob("*/attempt-*/lease")]
+        return {path for config in configs if config.exists() for path in paths_in(json.loads(config.read_bytes()))}
 
     def _put(self, checkpoint: Checkpoint) -> None:
         if checkpoint.path not in self._stored:

@@ -17,7 +17,7 @@ from service.jobs.references import read_references
 from service.jobs.retention import give_up_checkpoints, give_up_files
 from service.jobs.stored_garbage import find_stored
 from service.settings import Settings
-from service.storage import open_storage
+from service.storage import delete, open_storage
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +52,10 @@ def collect(
     with database.write() as s:
         files = give_up_files(s, settings)
         checkpoints = give_up_checkpoints(s, settings)
+    ids = [file.id for file in files]
+    for file in files:
+        if not file.registered:
+            delete(Path(file.path))
     with database.read() as s:
         references = read_references(s)
     found = garbage.find(references, settings)
@@ -69,5 +73,5 @@ def collect(
             if say:
                 log.info("garbage", path=str(one.path), bytes=one.bytes, reason=one.reason)
     if say and (files or checkpoints or restored):
-        log.info("given up", files=files, checkpoints=checkpoints, restored=[str(path) for path in restored])
-    return Collected(files, checkpoints, found, restored)
+        log.info("given up", files=ids, checkpoints=checkpoints, restored=[str(path) for path in restored])
+    return Collected(ids, checkpoints, found, restored)

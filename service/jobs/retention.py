@@ -21,8 +21,8 @@ from service.settings import Settings
 DAY_SECONDS = 86_400.0
 
 
-def give_up_files(s: Session, settings: Settings) -> list[str]:
-    """Mark old files deleted; returns their ids. The caller's sweep removes their bytes."""
+def give_up_files(s: Session, settings: Settings) -> list[File]:
+    """Mark old files deleted; the caller removes their bytes."""
     if settings.file_retention_days is None:
         return []
     horizon = clock() - settings.file_retention_days * DAY_SECONDS
@@ -30,7 +30,7 @@ def give_up_files(s: Session, settings: Settings) -> list[str]:
     given_up = []
     for project, file_id in s.execute(old).all():
         with suppress(FileInUseError, NotFoundError), s.begin_nested():  # in use: it goes when the job has ended
-            given_up.append(delete_file(s, project, file_id).id)
+            given_up.append(delete_file(s, project, file_id))
     return given_up
 
 
