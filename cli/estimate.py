@@ -43,12 +43,13 @@ def print_estimate(found: dict[str, Any]) -> None:
     for name, value in lines(found):
         out.print(f"[bold]{name:<8}[/] {value}", highlight=False)
     if found["pixels"]:
-        table = Table("min pixels", "max pixels", "visual tokens", "a picture", "longest row", "too long", box=None)
+        table = Table("min pixels", "max pixels", "visual tokens", "a picture", "longest row", "too long", "", box=None)
         for choice in found["pixels"]:
             cells = [choice["visual_tokens"], choice["mean_tokens_per_image"], choice["longest_row_tokens"]]
             shown = [choice["min_pixels"], choice["max_pixels"], *cells, choice["too_long"]]
             style = "bold green" if choice["is_asked"] else None
-            table.add_row(*("-" if cell is None else f"{cell:,.0f}" for cell in shown), style=style)
+            asked = "asked for" if choice["is_asked"] else ""
+            table.add_row(*("-" if cell is None else f"{cell:,.0f}" for cell in shown), asked, style=style)
         out.print(table)
 
 
@@ -78,11 +79,12 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _memory(memory: dict[str, Any] | None) -> str:
     if memory is None:
         return "unknown"
+    small = memory["total_gib"] < 1
+    scale, unit, digits = (1024, "MiB", 1) if small else (1, "GiB", 2)
     parts = ("weights", "gradients", "optimizer", "activations", "vision", "head", "fixed")
-    listed = ", ".join(f"{name} {memory[f'{name}_gib']:.2f}" for name in parts if memory[f"{name}_gib"] >= 0.005)
-    return (
-        f"{memory['total_gib']:.2f} GiB: {listed}; {memory['precision']}, {memory['largest_micro_batch_tokens']} tokens"
-    )
+    listed = ", ".join(f"{name} {memory[f'{name}_gib'] * scale:.{digits}f}" for name in parts if memory[f"{name}_gib"])
+    total = f"{memory['total_gib'] * scale:.{digits}f} {unit}"
+    return f"{total}: {listed}; {memory['precision']}, {memory['largest_micro_batch_tokens']} tokens at once"
 
 
 def _seconds(seconds: float | None, basis: str) -> str:
