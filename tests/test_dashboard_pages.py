@@ -192,6 +192,27 @@ def test_a_job_is_ranked_paused_resumed_and_cancelled(browser: Browser, api: Api
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
 
 
+def test_a_jobs_settings_are_used_again(browser: Browser, api: Api, scene: dict[str, Any]) -> None:
+    with api.http() as http, tab(browser, api.url) as opened:
+        hyperparameters = {"batch_size": 8, "n_epochs": 3, "learning_rate": 2e-4}
+        supervised = {"objective": "power", "power": {"alpha": 0.5}, "hyperparameters": hyperparameters}
+        body = {"model": "tiny", "training_file": scene["file"], "suffix": "again", "seed": 5, "priority": "high"}
+        body |= {"validation_file": scene["file"], "evaluation": {"benchmarks": [BENCHMARK]}}
+        body |= {"method": {"type": "supervised", "supervised": supervised}}
+        first = http.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()
+        page = opened.open(f"#/jobs/{first['id']}")
+        page.get_by_role("link", name="Use its settings again").click()
+        expect(page.locator("#verdict")).to_be_visible()
+        page.get_by_role("button", name="Submit the job").click()
+        page.wait_for_url(re.compile("#/jobs/ftjob-"))
+        second = http.get(f"/v1/fine_tuning/jobs/{page.url.rpartition('/')[2]}").json()
+        assert second["id"] != first["id"]
+        for name in ("model", "training_file", "validation_file", "seed", "priority", "objective", "suffix"):
+            assert second[name] == first[name], name
+        trained = [job["resolved_config"]["train"] for job in (first, second)]
+        assert trained[0] == trained[1]
+
+
 def test_the_keyboard_skips_to_the_content(browser: Browser, api: Api) -> None:
     with tab(browser, api.url) as opened:
         page = opened.open("#/")

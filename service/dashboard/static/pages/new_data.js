@@ -5,9 +5,10 @@ import { failure, h, progress, show } from "../dom.js";
 import { bytes, number, reason, time } from "../format.js";
 import { validationReport } from "./report.js";
 
-/** start.first: id of the file to begin with; chosen(file or null) is called when the data changes. */
-export function dataPart(page, { first, model }, chosen) {
+/** first and heldOut: ids of the files to begin with; chosen(file or null) is called when the training file changes. */
+export function dataPart(page, { first, heldOut, model }, chosen) {
   const select = h("select", { id: "file" });
+  const other = h("select", { id: "held-out", "aria-describedby": "held-out-help" });
   const input = h("input", { type: "file", id: "upload", accept: ".jsonl,.json,.gz,.tgz,.tar,.zip", "aria-describedby": "upload-help" });
   const invalid = h("input", { type: "number", id: "max-invalid", min: "0", max: "99", step: "any", value: "0", "aria-describedby": "invalid-help" });
   const told = h("div", { "aria-live": "polite" });
@@ -17,13 +18,17 @@ export function dataPart(page, { first, model }, chosen) {
       h("p.help", { id: "upload-help" }, "A .jsonl, or a .tar.gz or .zip of one and its pictures, in the form of OpenAI chat, ShareGPT or WeThink. You can drop it here.")),
     h("div.field", null, h("label", { for: "max-invalid" }, "Percent of rows that may be invalid"), invalid,
       h("p.help", { id: "invalid-help" }, "They are left out and counted. 0: one invalid row refuses the file.")));
-  const element = h("div.page", null, h("div.field", null, h("label", { for: "file" }, "Use a file that is there"), select), drop, told, report);
+  const element = h("div.page", null, h("div.field", null, h("label", { for: "file" }, "Use a file that is there"), select), drop, told, report,
+    h("div.field", null, h("label", { for: "held-out" }, "Held-out file"), other, h("p.help", { id: "held-out-help" }, "Its NLL is measured before, during and after the training.")));
   let watched = 0;
 
   const list = async (id) => {
     const files = (await get("/v1/files", { purpose: "fine-tune", limit: 100 }, page.signal)).data;
     show(select, h("option", { value: "" }, files.length ? "Choose…" : "None yet"), files.map((file) => h("option", { value: file.id }, `${file.filename}, ${bytes(file.bytes)}, ${time(file.created_at)}${file.status === "processed" ? "" : ` (${file.status})`}`)));
     select.value = id ?? "";
+    const before = other.value || heldOut;
+    show(other, h("option", { value: "" }, "None"), files.filter((file) => file.status === "processed").map((file) => h("option", { value: file.id }, `${file.filename}, ${time(file.created_at)}`)));
+    other.value = before ?? "";
   };
   /** Follow a file until it is validated, then show what was found. */
   const watch = async (id) => {
@@ -78,7 +83,7 @@ export function dataPart(page, { first, model }, chosen) {
     await list(first);
     if (first) watch(first);
   };
-  return { element, start };
+  return { element, start, heldOut: () => other.value };
 }
 
 function waiting(file) {

@@ -22,14 +22,14 @@ export async function render(root, page) {
   const note = h("p.help", { id: "submit-note" });
   submit.setAttribute("aria-describedby", "submit-note");
 
-  const body = () => ({ ...settings.body(), training_file: chosen.file?.id });
+  const body = () => ({ ...settings.body(), training_file: chosen.file?.id, ...(data.heldOut() && { validation_file: data.heldOut() }) });
   const changed = () => {
     const ready = chosen.file?.status === "processed" && models.data.length > 0;
     submit.disabled = !ready;
     checks.enable(ready);
     show(note, ready ? "Nothing is queued unless everything in the request can be done." : "A checked training file comes first.");
   };
-  const data = dataPart(page, { first: page.params.get("file") ?? template?.training_file, model: () => settings.model() }, (file) => {
+  const data = dataPart(page, { first: page.params.get("file") ?? template?.training_file, heldOut: template?.validation_file, model: () => settings.model() }, (file) => {
     chosen.file = file;
     page.setParams({ file: file?.id });
     checks.reset();

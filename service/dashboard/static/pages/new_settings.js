@@ -26,7 +26,8 @@ export function settingsPart(models, benchmarks, { model, template }) {
   const adapter = choice("adapter", [["", "the service's default"], ["full", "all weights"], ["lora", "LoRA"]], template?.method.supervised.adapter?.type ?? "");
   const given = template?.method.supervised.hyperparameters ?? {};
   const numbers = NUMBERS.map(([key, title, standard]) => [key, h("input", { id: `h-${key}`, inputmode: "decimal", placeholder: standard, value: given[key] ?? "" }), title]);
-  const boxes = benchmarks.map((each) => h("input", { type: "checkbox", id: `b-${each.id}`, value: each.id }));
+  const scoredBefore = new Set((template?.resolved_config.evaluation?.benchmarks ?? []).map((each) => each.name));
+  const boxes = benchmarks.map((each) => h("input", { type: "checkbox", id: `b-${each.id}`, value: each.id, checked: scoredBefore.has(each.id) }));
   const base = h("input", { type: "checkbox", id: "include-base", checked: true });
   const limit = h("input", { id: "limit", type: "number", min: "1", placeholder: "all" });
   const drawOption = () => {
