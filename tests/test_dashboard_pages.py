@@ -184,6 +184,7 @@ def test_a_job_is_ranked_paused_resumed_and_cancelled(browser: Browser, api: Api
         expect(page.get_by_role("region", name="Settings")).to_contain_text("low")
         page.get_by_role("button", name="Pause").click()
         expect(heading).to_contain_text("paused")
+        expect(page.locator(".notice.warn")).to_have_text("paused")
         page.get_by_role("button", name="Resume").click()
         expect(heading).to_contain_text("queued")
         page.on("dialog", lambda dialog: dialog.accept())

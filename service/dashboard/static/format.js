@@ -56,14 +56,23 @@ export const TERMINAL = new Set(["succeeded", "failed", "cancelled"]);
 export const WAITING = new Set(["queued", "recovering", "paused"]);
 
 const REASONS = {
+  not_started: "waits for its start",
+  paused: "paused",
+  project_cap: "as many of the project's jobs run as may",
+  key_cap: "as many of the key's jobs run as may",
   no_worker_alive: "no worker is alive",
   waiting_for_gpu: "waits for a GPU",
   waiting_for_worker: "waits for a worker",
 };
 
+/** A job's place in the queue; one that is paused or held back has none. */
+export function place(queue) {
+  return queue?.position ? `No. ${number(queue.position)}` : "–";
+}
+
 /** Why a job waits, in words. */
 export function reason(queue) {
   if (!queue) return "";
   const why = queue.blocked_reason ? (REASONS[queue.blocked_reason] ?? queue.blocked_reason.replaceAll("_", " ")) : "next";
-  return `${queue.ahead} ahead, ${why}`;
+  return queue.ahead === null ? why : `${number(queue.ahead)} ahead, ${why}`;
 }

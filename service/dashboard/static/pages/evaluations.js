@@ -2,7 +2,7 @@
 
 import { get, post } from "../api.js";
 import { empty, facts, failure, h, phase, progress, section, show, table } from "../dom.js";
-import { TERMINAL, duration, number, reason, short, time } from "../format.js";
+import { TERMINAL, duration, number, place, reason, short, time } from "../format.js";
 import { itemBrowser } from "./items.js";
 import { covered, shownScore } from "./scores.js";
 
@@ -80,7 +80,7 @@ function told(evaluation) {
   const p = evaluation.progress;
   return [
     evaluation.error && h("p.notice.bad", { role: "alert" }, evaluation.error.message),
-    evaluation.queue && h("p.notice.warn", null, `No. ${evaluation.queue.position} in the queue: ${reason(evaluation.queue)}`),
+    evaluation.queue && h("p.notice.warn", null, `${place(evaluation.queue)} in the queue: ${reason(evaluation.queue)}`),
     p && !TERMINAL.has(evaluation.phase) && h("div", null, progress(p.percent, "Progress"), h("p.small", null, `${p.benchmark ?? ""} ${number(p.items_done)} of ${number(p.items_total)} items, ${duration(p.seconds_remaining)} left`)),
     facts([["Id", evaluation.id], ["Benchmarks", evaluation.benchmarks.join(", ")], ["Created", time(evaluation.created_at)], ["Finished", time(evaluation.finished_at)]]),
   ];

@@ -2,7 +2,7 @@
 
 import { call, events, get, post } from "../api.js";
 import { failure, facts, h, phase, section, show, tile } from "../dom.js";
-import { TERMINAL, bytes, duration, jobName, number, reason, short, time } from "../format.js";
+import { TERMINAL, bytes, duration, jobName, number, place, reason, short, time } from "../format.js";
 import { jobCharts } from "./job_charts.js";
 import { jobOutputs } from "./job_outputs.js";
 import { jobReport } from "./job_report.js";
@@ -92,7 +92,7 @@ function state(job) {
   if (job.error) {
     return h("div.notice.bad", { role: "alert" }, h("p", null, h("strong", null, `${job.error.code}: `), job.error.message), job.error.hint && h("p", null, job.error.hint));
   }
-  if (job.queue) return h("p.notice.warn", null, h("strong", null, `No. ${job.queue.position} in the queue: `), reason(job.queue), job.queue.estimated_start ? `. Likely to start at ${time(job.queue.estimated_start)}` : "");
+  if (job.queue) return h("p.notice.warn", null, job.queue.position && h("strong", null, `${place(job.queue)} in the queue: `), reason(job.queue), job.queue.estimated_start ? `. Likely to start at ${time(job.queue.estimated_start)}` : "");
   if (TERMINAL.has(job.phase) || !job.progress) return null;
   const p = job.progress;
   const what = p.benchmark ? `${p.benchmark}: ${number(p.items_done)} of ${number(p.items_total)} items` : `step ${number(p.step)} of ${number(p.total_steps)}`;

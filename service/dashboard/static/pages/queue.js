@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { empty, h, phase, progress, section, show, table, tile } from "../dom.js";
-import { duration, jobName, number, reason, time } from "../format.js";
+import { duration, jobName, number, place, reason, time } from "../format.js";
 
 const PAGE = 25;
 const JOBS = "/v1/fine_tuning/jobs";
@@ -77,7 +77,7 @@ const NAME = [
   ["Phase", (job) => phase(job.phase)],
 ];
 const RUNNING = [...NAME, ["Progress", steps, "wide"], ["Remaining", (job) => duration(job.progress?.seconds_remaining)], ["Since", (job) => time(job.started_at)]];
-const WAITING = [...NAME, ["Place", (job) => (job.queue ? h("strong", null, `No. ${number(job.queue.position)}`) : "–")], ["Why it waits", (job) => reason(job.queue) || job.phase, "wide"], ["Priority", (job) => job.priority], ["Since", (job) => time(job.created_at)]];
+const WAITING = [...NAME, ["Place", (job) => h("strong", null, place(job.queue))], ["Why it waits", (job) => reason(job.queue) || job.phase, "wide"], ["Priority", (job) => job.priority], ["Starts at about", (job) => time(job.queue?.estimated_start)], ["Since", (job) => time(job.created_at)]];
 const ENDED = [...NAME, ["Result", result, "wide"], ["Created", (job) => time(job.created_at)], ["Ended", (job) => time(job.finished_at)]];
 
 function steps(job) {
