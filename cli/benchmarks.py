@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.table import Column, Table
 
-from cli.client import EXIT_FAILED, err, out
+from cli.client import EXIT_FAILED, err, out, print_error
 from vlm_dft.config import BenchmarkKind, Scoring
 
 benchmarks_app = typer.Typer(help="List and add benchmarks on the service's machine.", no_args_is_help=True)
@@ -26,7 +26,7 @@ def list_benchmarks() -> None:
     try:
         found, unknown = find_benchmarks(directory), unknown_benchmarks(directory)
     except VlmDftError as error:
-        err.print(f"[red]{error.message}[/]", highlight=False)
+        print_error(error.message)
         raise typer.Exit(EXIT_FAILED) from None
     for path in unknown:
         err.print(f"[yellow]unknown[/] {path}: to score it: {how_to_add(path)}", highlight=False)
@@ -78,7 +78,7 @@ def add(
             replace=replace,
         )
     except VlmDftError as error:
-        err.print(f"[red]{error.message}[/]", highlight=False)
+        print_error(error.message)
         if error.hint:
             err.print(error.hint, highlight=False)
         raise typer.Exit(EXIT_FAILED) from None
@@ -106,7 +106,7 @@ def regression(
         try:
             chosen, manifest = provision.add(str(source), _directory(), name=NAME, kind="custom", replace=replace)
         except VlmDftError as error:
-            err.print(f"[red]{error.message}[/]", highlight=False)
+            print_error(error.message)
             raise typer.Exit(EXIT_FAILED) from None
     out.print(f"{chosen}: {manifest.items} items, {manifest.pictures} with pictures", highlight=False)
 

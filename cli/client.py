@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import typer
 from rich.console import Console
+from rich.text import Text
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -35,12 +36,27 @@ def connect() -> openai.OpenAI:
 
 def get(client: openai.OpenAI, path: str, **params: Any) -> Any:
     """GET one of our extensions as plain JSON, with the client's own authentication and retries."""
-    return client.get(path, cast_to=object, options={"params": params})
+    return _json(client.get(path, cast_to=object, options={"params": params}))
 
 
 def post(client: openai.OpenAI, path: str, body: dict[str, Any]) -> Any:
     """POST to one of our extensions."""
-    return client.post(path, cast_to=object, body=body)
+    return _json(client.post(path, cast_to=object, body=body))
+
+
+class _NotOursError(Exception):
+    """Something answers there, but not this service."""
+
+
+def _json(answer: Any) -> Any:
+    if not isinstance(answer, dict | list):  # the client gives text that is no JSON as it came
+        raise _NotOursError
+    return answer
+
+
+def print_error(text: str, *, word: str | None = None) -> None:
+    """In red, or only the word before it. The text is shown as it is: brackets in it are no markup."""
+    err.print(Text(text, "red") if word is None else Text.assemble((word, "red"), f" {text}"))
 
 
 def print_json(value: Any) -> None:
@@ -56,9 +72,14 @@ def readable_errors() -> Iterator[None]:
     except openai.APIConnectionError:
         err.print(f"[red]No service answers at {base_url()}.[/] Start one with `vlm-dft up`, or set OPENAI_BASE_URL.")
         raise typer.Exit(EXIT_UNREACHABLE) from None
+    except _NotOursError:
+        print_error(f"What answers at {base_url()} is no vlm-dft service: set OPENAI_BASE_URL, with /v1 at its end.")
+        raise typer.Exit(EXIT_UNREACHABLE) from None
     except openai.APIStatusError as error:
         body = error.body if isinstance(error.body, dict) else {}
-        err.print(f"[red]{body.get('message') or error.message}[/]", highlight=False)
+        print_error(body.get("message") or error.message)
         details = {"param": error.param, "code": error.code, "hint": body.get("hint"), "request": error.request_id}
-        err.print("  ".join(f"{name}={value}" for name, value in details.items() if value), highlight=False)
+        err.print(
+            "  ".join(f"{name}={value}" for name, value in details.items() if value), highlight=False, markup=False
+        )
         raise typer.Exit(EXIT_FAILED) from None

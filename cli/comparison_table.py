@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Column, Table
+from rich.text import Text
 
 from cli.client import out
 from cli.sparkline import sparkline
@@ -15,13 +16,13 @@ EVIDENCE = 0.05
 
 def print_comparison(shown: dict[str, Any], curves: list[dict[str, Any]]) -> None:
     """shown: GET /v1/fine_tuning/comparisons/{id}. curves: the data of its /curves, with nll."""
-    out.print(f"{shown['name']} ({shown['id']}): {shown['status']}", highlight=False)
+    out.print(f"{shown['name']} ({shown['id']}): {shown['status']}", highlight=False, markup=False)
     out.print(_terms(shown), highlight=False)
     out.print(_arms(shown, {curve["arm"]: curve["points"] for curve in curves}))
     for benchmark in shown["benchmarks"]:
         out.print(_scores(benchmark))
         for line in map(pair_line, benchmark["pairs"]):
-            out.print(f"  {line}", highlight=False)
+            out.print(f"  {line}", highlight=False, markup=False)
 
 
 def _terms(shown: dict[str, Any]) -> str:
@@ -41,7 +42,7 @@ def _arms(shown: dict[str, Any], points: dict[str, list[dict[str, Any]]]) -> Tab
         held_out = " -> ".join(
             f"{arm[name]:.3f}" for name in ("valid_nll_before", "valid_nll_after") if arm[name] is not None
         )
-        spark = sparkline([point["nll"] for point in points.get(arm["name"], []) if "nll" in point])
+        spark = sparkline([point["nll"] for point in points.get(arm["name"], []) if point.get("nll") is not None])
         rate = f"{arm['learning_rate']:g}"
         table.add_row(arm["name"], arm["job_id"], arm["phase"], arm["objective"], rate, steps, held_out, spark)
     return table
@@ -52,7 +53,10 @@ def _scores(benchmark: dict[str, Any]) -> Table:
     subset = "" if first["whole"] else ", a subset"
     title = f"{benchmark['benchmark']} ({first['metric']}, n {first['n']}{subset}; {first['scorer']}, judge"
     table = Table(
-        *benchmark["scores"], box=None, title=f"{title} {first['judge']}, {first['prompt']})", title_justify="left"
+        *benchmark["scores"],
+        box=None,
+        title=Text(f"{title} {first['judge']}, {first['prompt']})"),
+        title_justify="left",
     )
     table.add_row(*(f"{100 * s['value']:.1f} ± {100 * s['standard_error']:.1f}" for s in benchmark["scores"].values()))
     return table

@@ -71,7 +71,7 @@ def show(demo: Demo) -> None:
         "",
         verdict(models["start + SFT"], models["start + DFT"]),
     ):
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
     _check_learned(models, demo.chance)
 
 

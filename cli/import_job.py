@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import EXIT_FAILED, connect, err, out, post, print_json, readable_errors
+from cli.client import EXIT_FAILED, connect, out, post, print_error, print_json, readable_errors
 from cli.submit import upload
 from cli.watch import follow
 
@@ -38,7 +38,7 @@ def import_job(
     try:
         request = request_of(json.loads(job_file.read_text(encoding="utf-8")), objective)
     except (OSError, ValueError) as error:
-        err.print(f"[red]{job_file}: {error}[/]", highlight=False)
+        print_error(f"{job_file}: {error}")
         raise typer.Exit(EXIT_FAILED) from None
     if dry_run:
         shown = {"model": model, "training_file": training_file, "validation_file": validation_file, **request}
@@ -59,11 +59,11 @@ def request_of(job: Any, objective: str) -> dict[str, Any]:
     """The request's body without model and files. Raises JobFileError."""
     if not isinstance(job, dict) or not job.keys() & {"model", "hyperparameters", "method", "training_file"}:
         raise JobFileError("this is no fine-tuning job: an object with model, training_file and method is expected")
-    method = job.get("method") or {}
+    method = _object(job, "method")
     kind = method.get("type", "supervised")
     if kind != "supervised":
         raise JobFileError(f"method.type is {kind!r}: only supervised jobs can be trained here")
-    given = {**(job.get("hyperparameters") or {}), **((method.get("supervised") or {}).get("hyperparameters") or {})}
+    given = {**_object(job, "hyperparameters"), **_object(_object(method, "supervised"), "hyperparameters")}
     if unknown := given.keys() - set(_NUMBERS):
         raise JobFileError(f"hyperparameters: {', '.join(sorted(unknown))} is not among {', '.join(_NUMBERS)}")
     if job.get("integrations"):
@@ -76,3 +76,11 @@ def request_of(job: Any, objective: str) -> dict[str, Any]:
         **taken,
         "method": {"type": "supervised", "supervised": {"objective": objective, "hyperparameters": numbers}},
     }
+
+
+def _object(whole: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part that may be absent or null. Raises JobFileError when it is no object."""
+    part = whole.get(name) or {}
+    if not isinstance(part, dict):
+        raise JobFileError(f"{name}: an object is expected, not {part!r}")
+    return part

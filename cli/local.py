@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from cli.client import EXIT_FAILED, EXIT_USAGE, err, out
+from cli.client import EXIT_FAILED, EXIT_USAGE, err, out, print_error
 from cli.submit import print_problems, put_pairs
 from vlm_dft.config import RunConfig, ValidationConfig
 from vlm_dft.results import RunResult
@@ -71,7 +71,7 @@ def _run(run: RunDir, document: dict[str, object]) -> RunResult:
         run.create(RunConfig.model_validate(document))
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            err.print(f"[red]{'.'.join(map(str, problem['loc']))}[/]: {problem['msg']}", highlight=False)
+            print_error(problem["msg"], word=f"{'.'.join(map(str, problem['loc']))}:")
         raise typer.Exit(EXIT_USAGE) from None
     process = subprocess.run([sys.executable, "-m", "vlm_dft", str(run.path)], env=os.environ, check=False)
     result = run.read_result()
@@ -80,7 +80,7 @@ def _run(run: RunDir, document: dict[str, object]) -> RunResult:
         raise typer.Exit(EXIT_FAILED)
     if result.status != "succeeded":
         error = result.error
-        err.print(f"[red]{result.status}[/] {error.code + ': ' + error.message if error else ''}", highlight=False)
+        print_error(f"{error.code}: {error.message}" if error else "", word=result.status)
         print_problems(result.validation.problems if result.validation else ())
         raise typer.Exit(EXIT_FAILED)
     return result

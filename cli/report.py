@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import openai
 import typer
+from rich.text import Text
 
-from cli.client import EXIT_FAILED, connect, err, get, out, print_json, readable_errors
+from cli.client import EXIT_FAILED, connect, err, get, out, print_error, print_json, readable_errors
 from cli.comparison_table import pair_line
 
 
@@ -33,13 +34,19 @@ def report(
 
 def _write_page(client: openai.OpenAI, job_id: str, path: Path) -> None:
     page = client.get(f"/fine_tuning/jobs/{job_id}/report.html", cast_to=str)
-    path.write_text(page, encoding="utf-8")
-    err.print(f"written: {path}", highlight=False)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        print_error(f"{path} cannot be written: {error.strerror}")
+        raise typer.Exit(EXIT_FAILED) from None
+    err.print(f"written: {path}", highlight=False, markup=False)
 
 
 def _print(card: dict[str, Any]) -> None:
     out.print(
-        f"{card['fine_tuned_model'] or card['job_id']}: {card['objective']} from {card['model']}", highlight=False
+        f"{card['fine_tuned_model'] or card['job_id']}: {card['objective']} from {card['model']}",
+        highlight=False,
+        markup=False,
     )
     for each in card["benchmarks"]:
         sides = ", ".join(
@@ -48,13 +55,14 @@ def _print(card: dict[str, Any]) -> None:
             if each[label]
         )
         name = f"{each['benchmark']}{' (regression set)' if each['is_regression'] else ''}"
-        out.print(f"{name}: {sides}", highlight=False)
+        out.print(f"{name}: {sides}", highlight=False, markup=False)
         if each["pair"]:
-            out.print(f"  {pair_line(each['pair'])}", highlight=False)
+            out.print(f"  {pair_line(each['pair'])}", highlight=False, markup=False)
     if training := card["training"]:
         numbers = ", ".join(f"{name} {value:g}" for name, value in training.items() if isinstance(value, int | float))
         out.print(f"training: {numbers}", highlight=False)
     if gate := card["gate"]:
         for check in gate["checks"]:
-            out.print(f"{'kept' if check['passed'] else '[red]broken[/]'}: {check['reason']}", highlight=False)
+            word = Text("kept") if check["passed"] else Text("broken", "red")
+            out.print(word + Text(f": {check['reason']}"))
         out.print("[green]the gate is passed[/]" if gate["passed"] else "[red]the gate is not passed[/]")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.client import EXIT_USAGE, err, out
+from cli.client import EXIT_USAGE, out, print_error
 
 if TYPE_CHECKING:
     from service.jobs.database import Database
@@ -30,7 +30,7 @@ def up(
     try:
         raise typer.Exit(start(settings, gpu_workers=gpu_workers, cpu_workers=cpu_workers))
     except VlmDftError as error:
-        err.print(f"[red]{error.message}[/]", highlight=False)
+        print_error(error.message)
         raise typer.Exit(EXIT_USAGE) from None
 
 
@@ -50,7 +50,7 @@ def work(
     from service.settings import get_settings
 
     if queue not in set(Queue):
-        err.print(f"--queue takes {' or '.join(Queue)}, not {queue!r}")
+        print_error(f"--queue takes {' or '.join(Queue)}, not {queue!r}")
         raise typer.Exit(EXIT_USAGE)
     raise typer.Exit(start(get_settings(), Queue(queue), workers=workers))
 

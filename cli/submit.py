@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import openai
 import typer
 
-from cli.client import EXIT_FAILED, connect, err, get, out, post, readable_errors
+from cli.client import EXIT_FAILED, connect, err, get, out, post, print_error, readable_errors
 from cli.watch import follow, job_dict
 from vlm_dft.results import RowProblem
 
@@ -119,7 +119,7 @@ def _report(file: dict[str, Any]) -> None:
     if file["status"] == "processed":
         out.print(f"{file['filename']}: {counts} ({file['id']})", highlight=False)
         return
-    err.print(f"[red]refused[/] {file.get('status_details')}", highlight=False)
+    print_error(str(file.get("status_details")), word="refused")
     print_problems(RowProblem.model_validate(problem) for problem in report.get("problems", ())[:SHOWN_PROBLEMS])
     raise typer.Exit(EXIT_FAILED)
 
@@ -140,7 +140,11 @@ def _print_position(job: dict[str, Any]) -> None:
 
 def benchmark_list(names: str, limit: int | None) -> list[dict[str, Any]]:
     """Comma-separated names as the API's list, each with the limit."""
-    return [{"name": name.strip(), **({"limit": limit} if limit else {})} for name in names.split(",") if name.strip()]
+    return [
+        {"name": name.strip(), **({"limit": limit} if limit is not None else {})}
+        for name in names.split(",")
+        if name.strip()
+    ]
 
 
 def put_pairs(document: dict[str, Any], pairs: list[str], *, within: str | None = None) -> None:

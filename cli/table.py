@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import openai
 import typer
 
-from cli.client import EXIT_FAILED, connect, err, get, out, readable_errors
+from cli.client import EXIT_FAILED, connect, get, out, print_error, readable_errors
 from cli.watch import job_path
 from vlm_dft.evaluation.paper_table import paper_table
 from vlm_dft.results import Score
@@ -27,7 +27,7 @@ def table(
             for label, scores in _rows(client, get(client, job_path(id))).items():
                 _add(rows, label, scores)
     if not rows:
-        err.print("[red]None of them has a score yet.[/]")
+        print_error("None of them has a score yet.")
         raise typer.Exit(EXIT_FAILED)
     if labels is not None:
         given = [label.strip() for label in labels.split(",")]
@@ -37,7 +37,7 @@ def table(
     try:
         out.print(paper_table(rows), highlight=False, markup=False)
     except ValueError as error:
-        err.print(f"[red]{error}[/]", highlight=False)
+        print_error(str(error))
         raise typer.Exit(EXIT_FAILED) from None
 
 

@@ -10,7 +10,7 @@ import typer
 from openai.types.fine_tuning import FineTuningJob
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from cli.client import EXIT_FAILED, connect, err, get, out, print_json, readable_errors
+from cli.client import EXIT_FAILED, connect, err, get, out, print_error, print_json, readable_errors
 from cli.sparkline import sparkline
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -70,7 +70,8 @@ def _print_events(client: openai.OpenAI, path: str, after_seq: int) -> int:
             after_seq = event["seq"]
             if event["type"] != "metrics":
                 clock = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
-                out.print(f"{clock} {event['message']}", style=_LEVEL_STYLE.get(event["level"], ""), highlight=False)
+                style = _LEVEL_STYLE.get(event["level"], "")
+                out.print(f"{clock} {event['message']}", style=style, highlight=False, markup=False)
         if not page["has_more"]:
             return after_seq
 
@@ -78,7 +79,7 @@ def _print_events(client: openai.OpenAI, path: str, after_seq: int) -> int:
 def _curve(client: openai.OpenAI, path: str) -> str:
     """Raw NLL so far as a sparkline; empty before the first step."""
     records = get(client, f"{path}/metrics", keys="nll", resolution=_CURVE_WIDTH)["data"]
-    line = sparkline([record["nll"] for record in records if "nll" in record], _CURVE_WIDTH)
+    line = sparkline([record["nll"] for record in records if record.get("nll") is not None], _CURVE_WIDTH)
     return f"  NLL {line}" if line else ""
 
 
@@ -129,9 +130,9 @@ def print_result(job: dict[str, Any]) -> None:
         out.print(f"[green]succeeded[/] {job.get('fine_tuned_model') or job['id']}", highlight=False)
     elif job["status"] == "failed":
         error = job.get("error") or {}
-        err.print(f"[red]failed[/] {error.get('code')}: {error.get('message')}", highlight=False)
+        print_error(f"{error.get('code')}: {error.get('message')}", word="failed")
         if error.get("hint"):
-            err.print(error["hint"], highlight=False)
+            err.print(error["hint"], highlight=False, markup=False)
         err.print(f"The trainer's log: vlm-dft logs {job['id']}", highlight=False)
     else:
         err.print("[yellow]cancelled[/]")
@@ -147,7 +148,7 @@ def print_scores(job: dict[str, Any]) -> None:
     if scores:
         out.print(score_table(by_role(scores), categories=True), highlight=False, markup=False)
     if failure := job.get("evaluation_error"):
-        err.print(f"[red]evaluation failed[/] {failure['code']}: {failure['message']}", highlight=False)
+        print_error(f"{failure['code']}: {failure['message']}", word="evaluation failed")
 
 
 def job_dict(job: FineTuningJob) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def test_a_request_with_deprecated_hyperparameters_is_taken_too() -> None:
         ({"method": {"type": "dpo", "dpo": {}}}, "method.type is 'dpo'"),
         ({"integrations": [{"type": "wandb"}]}, "integrations: there is none here"),
         ({"hyperparameters": {"beta": 0.1}}, "beta is not among n_epochs"),
+        ({"hyperparameters": [1]}, "hyperparameters: an object is expected"),
+        ({"method": "supervised"}, "method: an object is expected"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(change: dict[str, Any], message: str) -> None:
