@@ -107,7 +107,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluation": {"benchmarks": ["mathverse"]}}, "evaluation.benchmarks.0.name", "no benchmark 'mathverse'"),
     ({"evaluation": {"benchmarks": []}}, "evaluation.benchmarks", "at least 1"),
     ({"priority": "urgent"}, "priority", "'low', 'normal' or 'high'"),
-    ({"auto_start": False}, "auto_start", "known are: model, training_file"),
+    ({"trust_remote_code": True}, "trust_remote_code", "known are: model, training_file"),
 ]
 
 
@@ -191,7 +191,7 @@ def test_a_large_json_body_is_413_in_the_same_shape(api: Api, chunked: bool) -> 
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/nothing", 404, "unknown_url"),
-        ("POST", "/v1/fine_tuning/jobs/ftjob-x/pause", 404, "unknown_url"),
+        ("POST", "/v1/fine_tuning/jobs/ftjob-x/explode", 404, "unknown_url"),
         ("GET", "/nothing", 404, "unknown_url"),
         ("PUT", "/v1/files", 405, "method_not_allowed"),
         ("GET", "/v1/files/", 404, "unknown_url"),
