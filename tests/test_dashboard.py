@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from api_server import Api, serve
 from databases import copied_sqlite
 
 from service.dashboard.router import STATIC
+from service.jobs import store
+from service.jobs.events import add_events
 
 MAX_LINES = 400
 
@@ -109,3 +112,25 @@ def test_jobs_are_listed_by_status_and_from_the_oldest(api: Api) -> None:
         assert found(status="queued", order="asc", after=ids[1]) == [ids[2]]
         assert found(status="succeeded") == []
         assert http.get("/v1/fine_tuning/jobs", params={"status": "sleeping"}).json()["error"]["param"] == "status"
+
+
+def test_messages_are_followed_without_the_numbers_of_every_step(api: Api) -> None:
+    """A job of 100,000 steps has as many events of numbers: who follows its phases must not read them."""
+    client = api.client("secret")
+    job_id = client.fine_tuning.jobs.create(model="tiny", training_file=api.ready_file(client)).id
+    numbers = [{"level": "info", "message": f"Step {n}", "type": "metrics", "data": {"step": n}} for n in range(1200)]
+    with api.database.write() as s:
+        add_events(s, job_id, numbers[:600])
+        store.add_event(s, job_id, message="half")
+        add_events(s, job_id, numbers[600:])
+        store.cancel(s, "default", job_id)
+    with api.http("secret") as http:
+        path = f"/v1/fine_tuning/jobs/{job_id}/events"
+        stream = http.get(f"{path}/stream", params={"type": "message"}).text
+        followed = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+        assert [event["seq"] for event in followed[:-1]] == [1, 602, 1203]
+        assert followed[-1] == {"status": "cancelled"}
+        newest = http.get(path, params={"type": "metrics", "limit": 2}).json()["data"]
+        assert [event["seq"] for event in newest] == [1202, 1201]
+        whole = http.get(f"{path}/stream").text
+        assert whole.count("\nid: ") + whole.startswith("id: ") == 1203

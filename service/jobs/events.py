@@ -99,8 +99,10 @@ def list_events(
     after_seq: int | None = None,
     limit: int = 20,
     order: Literal["asc", "desc"] = "desc",
+    type: Literal["message", "metrics"] | None = None,
 ) -> Page[JobEvent]:
     """Events after a cursor, in the given direction; OpenAI's lists are desc, so there ``after`` walks into the past.
+    type: only these.
 
     Raises InvalidRequestError when after_id is no event of this job.
     """
@@ -109,6 +111,8 @@ def list_events(
         if after_seq is None:
             raise InvalidRequestError(f"after: {after_id!r} is no event of {job_id}", param="after")
     statement = select(JobEvent).where(JobEvent.job_id == job_id)
+    if type is not None:
+        statement = statement.where(JobEvent.type == type)
     if order == "asc":
         statement = statement.order_by(JobEvent.seq)
         if after_seq is not None:

@@ -40,6 +40,9 @@ Sequence = Annotated[int | None, Query(ge=0, le=_LARGEST)]
 Step = Annotated[int, Query(ge=0, le=_LARGEST)]
 LastStep = Annotated[int | None, Query(ge=0, le=_LARGEST)]
 TailBytes = Annotated[int, Query(ge=1, le=2**20, description="Bytes of the end, whole lines.")]
+EventType = Annotated[
+    Literal["message", "metrics"] | None, Query(description="Only these; metrics come with each logged step.")
+]
 Keys = Annotated[str | None, Query(max_length=500, description="Only these numbers, with commas between them.")]
 AttemptNumber = Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Not given: the newest.")]
 
@@ -53,13 +56,14 @@ def list_events(
     limit: Limit = 20,
     order: Literal["asc", "desc"] = "desc",
     after_seq: Sequence = None,
+    type: EventType = None,
 ) -> ListPage[FineTuningJobEvent]:
     """Events, newest first as OpenAI has them; order=asc with after_seq=<last seq> follows a job."""
     if after is not None and after_seq is not None:
         raise InvalidRequestError("after_seq: give after or after_seq, not both", param="after_seq")
     with database.read() as s:
         store.get_job(s, project, job_id, Kind.FINE_TUNING)
-        page = store.list_events(s, job_id, after_id=after, after_seq=after_seq, limit=limit, order=order)
+        page = store.list_events(s, job_id, after_id=after, after_seq=after_seq, limit=limit, order=order, type=type)
         return ListPage.of([show_event(event) for event in page.rows], page.has_more)
 
 
@@ -82,6 +86,7 @@ async def stream_events(
     settings: SettingsNow,
     closing: ClosingNow,
     after_seq: Sequence = None,
+    type: EventType = None,
     last_event_id: Annotated[int | None, Header(ge=0, le=_LARGEST)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Events from the first (or after Last-Event-ID) on, as they happen; `done` with the status ends the stream.
@@ -90,10 +95,10 @@ async def stream_events(
     """
     seq = last_event_id if last_event_id is not None else after_seq or 0
     while True:
-        events, phase = await anyio.to_thread.run_sync(_events_after, database, project, job_id, seq)
+        events, phase, seen = await anyio.to_thread.run_sync(_events_after, database, project, job_id, seq, type)
         for event in events:
             yield ServerSentEvent(id=str(event.seq), data=event)
-            seq = event.seq
+        seq = seen
         if len(events) == _STREAM_BATCH:
             continue
         if phase in TERMINAL:
@@ -104,12 +109,17 @@ async def stream_events(
             return
 
 
-def _events_after(database: Database, project: str, job_id: str, seq: int) -> tuple[list[FineTuningJobEvent], Phase]:
+def _events_after(
+    database: Database, project: str, job_id: str, seq: int, type: EventType
+) -> tuple[list[FineTuningJobEvent], Phase, int]:
+    """Events, the phase, and the last number that was looked at: what a filter left out is not read again."""
     with database.read() as s:
-        # The phase first: the last event is committed with the terminal phase, so it cannot be missed.
-        phase = Phase(store.get_job(s, project, job_id).phase)
-        page = store.list_events(s, job_id, after_seq=seq, limit=_STREAM_BATCH, order="asc")
-        return [show_event(event) for event in page.rows], phase
+        # The job first: the last event is committed with the terminal phase, so it cannot be missed.
+        job = store.get_job(s, project, job_id)
+        phase, newest = Phase(job.phase), job.last_event_seq
+        page = store.list_events(s, job_id, after_seq=seq, limit=_STREAM_BATCH, order="asc", type=type)
+        last = page.rows[-1].seq if page.rows else seq
+        return [show_event(event) for event in page.rows], phase, last if page.has_more else max(last, newest)
 
 
 @router.get("/checkpoints")

@@ -54,7 +54,7 @@ export async function render(root, page, id) {
     await Promise.all([charts.load(job), outputs.load(job), report.load(job)]);
     return !TERMINAL.has(job.phase);
   });
-  follow(`${path}/events/stream`, page, (event) => {
+  follow(`${path}/events/stream?type=message`, page, (event) => {
     recent.events.push(event);
     outputs.addEvent(event);
     if (event.data?.phase) refresh().catch(() => {});  // a moment earlier than the next look
@@ -72,7 +72,7 @@ function later(draw) {
 function follow(path, page, told) {
   let seq = 0;
   page.every(2, async () => {
-    for await (const event of events(`${path}?after_seq=${seq}`, page.signal)) {
+    for await (const event of events(`${path}&after_seq=${seq}`, page.signal)) {
       if (event.name === "done") return false;
       seq = event.data.seq;
       told(event.data);

@@ -17,15 +17,22 @@ export function jobOutputs(path, page) {
   const items = h("div");
   const element = h("div.page", null,
     h("div.columns", null,
-      section("Events", null, h("div.filter", null, h("label", { for: "with-numbers" }, withNumbers, "with the numbers of every step")), list),
+      section("Events", null, h("div.filter", null, h("label", { for: "with-numbers" }, withNumbers, "with the numbers of the last steps")), list),
       section("Checkpoints", null, parts.checkpoints, h("h3", null, "Attempts"), parts.attempts)),
     parts.scores, items, section("Log", null, logPart));
   const events = [];
+  let numbers = [];
   const drawEvents = () => {
-    const wanted = events.filter((event) => withNumbers.checked || event.type !== "metrics").slice(-MOST_EVENTS).reverse();
+    const wanted = [...events, ...(withNumbers.checked ? numbers : [])].sort((a, b) => b.seq - a.seq).slice(0, MOST_EVENTS);
     show(list, wanted.length ? wanted.map(shownEvent) : h("li", null, "", "Nothing has happened yet"));
   };
-  withNumbers.addEventListener("change", drawEvents);
+  /** The newest only: a long training has as many of them as steps. */
+  const loadNumbers = async () => {
+    if (!withNumbers.checked) return;
+    numbers = (await get(`${path}/events`, { type: "metrics", limit: 100 }, page.signal)).data;
+    drawEvents();
+  };
+  withNumbers.addEventListener("change", () => { drawEvents(); page.attempt(loadNumbers); });
   let scheduled = null;
   const addEvent = (event) => {
     events.push(event);
@@ -44,7 +51,7 @@ export function jobOutputs(path, page) {
     show(parts.attempts, attempts.data.length ? attemptTable(attempts.data) : h("p.small", null, "No worker has taken it yet"));
     show(parts.scores, job.scores.length || job.evaluation_error ? section("Scores", null, scoreTable(job)) : null);
     if (job.scores.length && !items.childElementCount) items.append(itemBrowser(job, page));
-    await showLog();
+    await Promise.all([showLog(), loadNumbers()]);
   };
   return { element, load, addEvent };
 }
