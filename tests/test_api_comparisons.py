@@ -16,10 +16,13 @@ from sqlalchemy import event
 from test_api_evaluations import score
 
 from service.api.comparisons.view import list_comparison
+from service.api.fine_tuning import lengths
 from service.jobs import comparisons
 from service.jobs.comparison_tables import Comparison
 from service.jobs.tables import Job, JobEvent
 from service.jobs.tenancy_audit import list_audit
+from vlm_dft.data.canonical import CanonicalDataset
+from vlm_dft.data.tokens import overlong_rows
 from vlm_dft.evaluation.item_files import ItemRecord
 from vlm_dft.run_dir import RunDir
 
@@ -217,6 +220,20 @@ def test_arms_are_submitted_as_jobs_are(api: Api, body: dict[str, Any]) -> None:
     with api.database.read() as s:
         (entry,) = list_audit(s, action="create_comparison").rows
     assert entry.details["comparison"] == made["id"]
+
+
+def test_rows_are_counted_once_for_all_arms(api: Api, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[Path] = []
+
+    def count(dataset: CanonicalDataset, *limits: Any) -> list[Any]:
+        counted.append(dataset.path)
+        return overlong_rows(dataset, *limits)
+
+    monkeypatch.setattr(lengths, "overlong_rows", count)
+    body["job"]["method"]["supervised"]["pixels"] = {"max_pixels": 100_352}  # not what validation counted with
+    with api.http() as http:
+        create(http, body)
+    assert len(counted) == 1
 
 
 def test_lists_read_no_results_and_ask_as_often_for_many_as_for_one(api: Api, body: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from service import storage
 from service.api.errors import DetailedRequestError
 from service.jobs.models import ResolvedModel
 from service.jobs.tables import File
-from vlm_dft.config import TrainConfig
+from vlm_dft.config import PixelConfig, TrainConfig
 from vlm_dft.data.canonical import CanonicalDataset
 from vlm_dft.data.tokens import overlong_rows
 
@@ -32,11 +33,11 @@ def check_lengths(file: File, train: TrainConfig, model: ResolvedModel, param: s
             f"{param} {file.id} was not counted with {model.name}'s tokenizer: the trainer counts before its first "
             f"step and fails there if a row is longer than {limit} tokens"
         )
-    if _longest_row(file, train) <= limit:
+    if _longest_row(file, train) <= limit or _fits(
+        dataset.path, train.pixels.min_pixels, train.pixels.max_pixels, limit
+    ):
         return None
     rows = overlong_rows(dataset, train.pixels, limit)
-    if not rows:
-        return None
     first = ", ".join(f"{row.file}:{row.line}" for row in rows[:5])
     raise DetailedRequestError(
         f"{param}: {len(rows)} of {len(dataset)} rows of {file.id} are longer than {name} {limit} "
@@ -46,6 +47,13 @@ def check_lengths(file: File, train: TrainConfig, model: ResolvedModel, param: s
         code="sample_too_long",
         details={"rows": [row.model_dump() for row in rows[:_MAX_ROWS]], "num_rows": len(rows)},
     )
+
+
+@lru_cache(maxsize=1024)
+def _fits(directory: Path, min_pixels: int, max_pixels: int, limit: int) -> bool:
+    """Of a dataset, which does not change once it is there: the arms of a comparison ask for the same one by one."""
+    pixels = PixelConfig(min_pixels=min_pixels, max_pixels=max_pixels)
+    return not overlong_rows(CanonicalDataset.open(directory), pixels, limit)
 
 
 def _longest_row(file: File, train: TrainConfig) -> float:
