@@ -17,6 +17,8 @@ NEW_CONTENT: Final = 0.15
 """Share of the words with p < 0.1 from which nll was better; below it dft was better or as good."""
 NEW_FORMAT: Final = 0.1
 """Mean p of tags, or of the end of turn, below which dft did not learn to write them in every seed."""
+ALL_NEW: Final = 0.75
+"""The same share from which nll was better whatever the tags are: to such a model everything is new."""
 WEAK_DIGITS: Final = 0.7
 """Mean p of digits below which the model cannot do the work yet, and dft was worse than nll. Digits, because wording
 leaves them no choice."""
@@ -52,7 +54,9 @@ class _Decision:
         self.digits_p = digits.mean_p if digits.num_tokens >= MIN_DIGITS else None
 
     def verdict(self) -> Verdict:
-        if self.format_p is not None and self.format_p < NEW_FORMAT:
+        if self.new_content >= ALL_NEW:
+            objective, label, reasons = self._new_content()
+        elif self.format_p is not None and self.format_p < NEW_FORMAT:
             objective, label, reasons = self._new_format()
         elif self.new_content >= NEW_CONTENT:
             objective, label, reasons = self._new_content()
@@ -134,7 +138,7 @@ class _Decision:
         return {name: value for name, value in found.items() if value is not None}
 
     def _would_change(self) -> list[str]:
-        if self.format_p is not None and self.format_p < NEW_FORMAT:
+        if self.new_content < ALL_NEW and self.format_p is not None and self.format_p < NEW_FORMAT:
             return [
                 f"tags that the model writes with a probability of {NEW_FORMAT:g} or more (now {self.format_p:.3f}): "
                 "fewer new tags, or a model that has seen them; the words then decide"

@@ -113,6 +113,13 @@ def _facts(seed: int, *, places: int) -> Task:
     return Task(base, new, new, lambda text: text.rsplit(" lives in ", 1)[-1], epochs=30)
 
 
+def _blank(seed: int) -> Task:
+    facts = _facts(seed, places=8)
+    shown = [(question, f"<answer>{answer}</answer>") for question, answer in facts.demonstrations]
+    base = Base("nothing", facts.base.corpus, 1)
+    return Task(base, shown, shown, lambda text: text.rsplit(" lives in ", 1)[-1], epochs=60)
+
+
 def _homes(seed: int, *, known: bool) -> Task:
     """Demonstrations of people whom the base knows well, three in ten wrong; or of others. Seconds to train."""
     random = Random(f"homes {seed}")
@@ -144,11 +151,13 @@ TASKS: Final[dict[str, Callable[[int], Task]]] = {
     "no_stop": partial(_sums, base=_endless, demonstrations=_varied),
     "clean": partial(_sums, wrong=0.0),
     "weak": partial(_sums, steps=150),
+    "blank": _blank,
     "known_homes": partial(_homes, known=True),
     "new_homes": partial(_homes, known=False),
 }
 """facts: where people live whom the base has never heard of, among 96 places that it knows. few_facts: among 8.
 practised: the base adds well, three in ten demonstrations are wrong. varied: they open in one of sixteen ways, too.
 new_format: the answers stand between tags that the base has never written. no_stop: as varied, and they end where the
-base goes on. clean: none is wrong. weak: the base has only begun to learn to add. known_homes and new_homes: practised
-and facts made small, on one base; a test trains them again."""
+base goes on. clean: none is wrong. weak: the base has only begun to learn to add. blank: the base knows nothing, and
+the answers stand between tags. known_homes and new_homes: practised and facts made small, on one base; a test trains
+them again."""
