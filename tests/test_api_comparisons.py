@@ -20,6 +20,7 @@ from service.api.fine_tuning import lengths
 from service.jobs import comparisons
 from service.jobs.comparison_tables import Comparison
 from service.jobs.tables import Job, JobEvent
+from service.jobs.tenancy import change_project
 from service.jobs.tenancy_audit import list_audit
 from vlm_dft.data.canonical import CanonicalDataset
 from vlm_dft.data.tokens import overlong_rows
@@ -220,6 +221,17 @@ def test_arms_are_submitted_as_jobs_are(api: Api, body: dict[str, Any]) -> None:
     with api.database.read() as s:
         (entry,) = list_audit(s, action="create_comparison").rows
     assert entry.details["comparison"] == made["id"]
+
+
+def test_a_quota_that_does_not_hold_all_arms_refuses_all(api: Api, body: dict[str, Any]) -> None:
+    with api.database.write() as s:
+        change_project(s, "default", max_unfinished_jobs=1)
+    with api.http() as http:
+        response = http.post(PATH, json=body)
+    assert response.status_code == 429
+    assert "may have 1 unfinished_jobs" in response.json()["error"]["message"]
+    assert "1 of 2 arms are counted as used" in response.json()["error"]["message"]
+    assert api.count(Job, Job.kind == "fine_tuning") == 0
 
 
 def test_rows_are_counted_once_for_all_arms(api: Api, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

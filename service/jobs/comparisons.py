@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session, load_only
 
-from service.errors import NotFoundError
+from service.errors import NotFoundError, QuotaExceededError
 from service.jobs.comparison_tables import Comparison, ComparisonArm
 from service.jobs.database import now
 from service.jobs.ids import new_id
@@ -42,7 +42,7 @@ def create(
 ) -> Comparison:
     """Submit every arm, in order. A repeated request (``submit_once``) gives the comparison that it made.
 
-    Raises IdempotencyError, and what a submit of each arm raises.
+    Raises IdempotencyError, QuotaExceededError, and what else a submit of each arm raises.
     """
     named: dict[str, NewJob] = {}
 
@@ -59,7 +59,13 @@ def create(
     s.add(comparison)
     s.flush()
     note(s, comparison=comparison.id)
-    jobs = [job, *(submit(s, new) for new in list(named.values())[1:])]
+    jobs = [job]
+    for new in list(named.values())[1:]:
+        try:
+            jobs.append(submit(s, new))
+        except QuotaExceededError as error:
+            error.message = f"{error.message} ({len(jobs)} of {len(named)} arms are counted as used)"
+            raise
     s.add_all(
         ComparisonArm(job_id=each.id, comparison_id=comparison.id, position=position, name=arm)
         for position, (arm, each) in enumerate(zip(named, jobs, strict=True))
