@@ -1,0 +1,1 @@
+"""What the preflight's rule and the memory estimate rest on: see README.md here."""
