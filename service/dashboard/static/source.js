@@ -68,13 +68,14 @@ async function unpack(data, name) {
 }
 
 async function inflated(data, format) {
-  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream(format));
+  const reader = new Blob([data]).stream().pipeThrough(new DecompressionStream(format)).getReader();
   const chunks = [];
-  let size = 0;
-  for await (const chunk of stream) {
-    size += chunk.length;
+  for (let size = 0; ; ) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    size += value.length;
     if (size > 8 * MOST_BYTES) throw new ApiError(0, { message: "Unpacked, the file is too large to look into here." });
-    chunks.push(chunk);
+    chunks.push(value);
   }
   return new Uint8Array(await new Blob(chunks).arrayBuffer());
 }

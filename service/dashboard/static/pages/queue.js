@@ -57,12 +57,13 @@ function jobList(title, page, query, columns) {
     if (query.status === "queued") list.jobs.sort((a, b) => (a.queue?.position ?? Infinity) - (b.queue?.position ?? Infinity));
   };
   list.draw = (words) => {
+    list.words = words;
     const found = list.jobs.filter((job) => words.every((word) => searched(job).includes(word)));
     element.hidden = !list.jobs.length;
     more.hidden = !list.more;
     show(rows, found.length ? table(title, columns, found) : h("p.small", null, "None of those that are loaded matches."));
   };
-  more.addEventListener("click", () => { wanted += PAGE; page.attempt(async () => { await list.load(); list.draw([]); }); });
+  more.addEventListener("click", () => { wanted += PAGE; page.attempt(async () => { await list.load(); list.draw(list.words); }); });
   return list;
 }
 
