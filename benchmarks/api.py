@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import delete, insert
+from sqlalchemy.orm import Session
 
 from benchmarks.datasets import write_dataset
 from service.jobs import keys, store
 from service.jobs.database import Database
+from service.jobs.ids import new_job_id
 from service.jobs.phases import Kind, Queue
 from service.jobs.tables import File, Job, Outbox
 from service.settings import Settings
@@ -67,8 +69,8 @@ def measure() -> dict[str, Any]:
         lists, claims = _list_ratio(few, many), _claim_ratio(few, many)
         ours = stack.enter_context(_server(many, "service.api.app:create_app"))
         bare = stack.enter_context(_server(many, "benchmarks.api:bare_app"))
-        poll = _request("GET", f"/v1/fine_tuning/jobs/{many.job_ids[JOBS // 2]}", many.key)
-        plain = _request("GET", f"/jobs/{many.job_ids[JOBS // 2]}", many.key)
+        poll = _request("GET", f"/v1/fine_tuning/jobs/{many.job_ids[len(many.job_ids) // 2]}", many.key)
+        plain = _request("GET", f"/jobs/{many.job_ids[len(many.job_ids) // 2]}", many.key)
         rounds = [(_load(ours, poll), _load(bare, plain)) for _ in range(ROUNDS + 1)][1:]
         body = json.dumps(many.body).encode()
         submits = _load(ours, _request("POST", "/v1/fine_tuning/jobs", many.key, body))
@@ -109,29 +111,33 @@ class _Store:
         self.database.upgrade()
         config = RunConfig(run_id="", train=TrainConfig(model=str(model), dataset=directory / "dataset"))
         file_id = self._file(directory / "dataset")
-        self.job_ids: list[str] = []
-        for first in range(0, jobs, 500):
-            with self.database.write() as s:
-                for number in range(first, min(first + 500, jobs)):
-                    new = store.NewJob(
-                        project="default" if number % 4 else f"team-{number % 3}",
-                        kind=Kind.FINE_TUNING,
-                        request={"model": "tiny"},
-                        config=config,
-                        runs_dir=settings.runs_dir,
-                        model="tiny",
-                        root="tiny",
-                        training_file=file_id if number % 4 else None,
-                        metadata={"team": "a"},
-                    )
-                    job = store.submit(s, new)
-                    job.training_file = file_id
-                    if job.project == "default":
-                        self.job_ids.append(job.id)
+        new = store.NewJob(
+            project="default",
+            kind=Kind.FINE_TUNING,
+            request={"model": "tiny"},
+            config=config,
+            runs_dir=settings.runs_dir,
+            model="tiny",
+            root="tiny",
+            training_file=file_id,
+        )
+        with self.database.write() as s:
+            self.job_ids = self._copies(s, store.submit(s, new), jobs)
         with self.database.write() as s:
             s.execute(delete(Outbox))  # their wake-ups were published
             self.key = keys.create_key(s, keys.load_secret(settings), "default", "benchmark")[1]
         self.body = {"model": "tiny", "training_file": file_id}
+
+    def _copies(self, s: Session, job: Job, jobs: int) -> list[str]:
+        """More waiting jobs like this one, some of other projects; ids of those that are the default project's."""
+        values = {column.key: getattr(job, column.key) for column in Job.__table__.columns}
+        projects = ["default" if number % 4 else f"team-{number % 3}" for number in range(1, jobs)]
+        copies = [
+            values | {"id": new_job_id(Kind.FINE_TUNING), "project": project, "queued_at": job.queued_at + number}
+            for number, project in enumerate(projects)
+        ]
+        s.execute(insert(Job), copies)
+        return [job.id, *(copy["id"] for copy in copies if copy["project"] == "default")]
 
     def _file(self, dataset: Path) -> str:
         """A processed training file."""
