@@ -19,7 +19,7 @@ _LEVEL_STYLE = {"warn": "yellow", "error": "red"}
 
 
 def watch(
-    job_id: Annotated[str, typer.Argument(help="ftjob-... or eval-...")],
+    job_id: Annotated[str, typer.Argument(help="ftjob-..., eval-... or preflight-...")],
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as the API answers it at its end.")] = False,
 ) -> None:
@@ -59,8 +59,9 @@ def follow(client: openai.OpenAI, job_id: str, poll_seconds: float) -> dict[str,
 
 
 def job_path(job_id: str) -> str:
-    """Path of a fine-tuning job or an evaluation, by its id's prefix."""
-    return f"/evaluations/{job_id}" if job_id.startswith("eval") else f"/fine_tuning/jobs/{job_id}"
+    """Path of a fine-tuning job, an evaluation or a preflight, by its id's prefix."""
+    kinds = {"eval": "evaluations", "preflight": "fine_tuning/preflights"}
+    return f"/{kinds.get(job_id.partition('-')[0], 'fine_tuning/jobs')}/{job_id}"
 
 
 def _print_events(client: openai.OpenAI, path: str, after_seq: int) -> int:
