@@ -15,11 +15,13 @@ from databases import copied_sqlite
 from sqlalchemy import event
 from test_api_evaluations import score
 
+from service.api.comparisons import router
 from service.api.comparisons.view import list_comparison
 from service.api.fine_tuning import lengths
+from service.api.runs import merged_metrics
 from service.jobs import comparisons
 from service.jobs.comparison_tables import Comparison
-from service.jobs.tables import Job, JobEvent
+from service.jobs.tables import Attempt, Job, JobEvent
 from service.jobs.tenancy import change_project
 from service.jobs.tenancy_audit import list_audit
 from vlm_dft.data.canonical import CanonicalDataset
@@ -232,6 +234,25 @@ def test_a_quota_that_does_not_hold_all_arms_refuses_all(api: Api, body: dict[st
     assert "may have 1 unfinished_jobs" in response.json()["error"]["message"]
     assert "1 of 2 arms are counted as used" in response.json()["error"]["message"]
     assert api.count(Job, Job.kind == "fine_tuning") == 0
+
+
+def test_curves_of_arms_that_have_ended_are_read_once(
+    api: Api, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def merged(attempts: Sequence[Attempt], *steps: Any) -> list[dict[str, Any]]:
+        read.append(len(attempts))
+        return merged_metrics(attempts, *steps)
+
+    monkeypatch.setattr(router, "merged_metrics", merged)
+    with api.http() as http:
+        made = create(http, body)
+        finish(api, made["arms"][0]["job_id"], [True] * 10, [False] * 10)
+        curves = [http.get(f"{PATH}/{made['id']}/curves").json()["data"] for _ in range(2)]
+    assert curves[0] == curves[1]
+    assert len(curves[0][0]["points"]) == 2
+    assert read == [1, 0, 0]  # the arm that waits is read each time
 
 
 def test_rows_are_counted_once_for_all_arms(api: Api, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Query
@@ -15,7 +16,7 @@ from service.api.comparisons.resolve import resolve_arms
 from service.api.comparisons.responses import ComparisonCurves, ComparisonListed, ComparisonShown, Curve
 from service.api.comparisons.view import list_comparison, show_comparison
 from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
-from service.api.fine_tuning.downsampling import NAMES, downsample
+from service.api.fine_tuning.downsampling import NAMES, Record, downsample
 from service.api.once import ApiKeyId, IdempotencyKey, Resolved, RetryCount, body_sha256, once
 from service.api.runs import merged_metrics
 from service.api.schemas import ListPage
@@ -23,7 +24,9 @@ from service.errors import InvalidRequestError, InvalidStateError
 from service.jobs import comparisons, store
 from service.jobs.comparison_tables import Comparison
 from service.jobs.comparisons import Arm
+from service.jobs.phases import TERMINAL, Phase
 from service.jobs.store import NewJob
+from service.jobs.tables import Attempt
 
 router = APIRouter(prefix="/v1/fine_tuning/comparisons", tags=["comparisons"])
 
@@ -130,12 +133,20 @@ def comparison_curves(
             raise InvalidRequestError(message, param="keys")
     with database.read() as s:
         arms = comparisons.arms_of(s, comparisons.get_comparison(s, project, comparison_id))
-    curves = [
-        Curve(
-            arm=arm.name,
-            job_id=arm.job.id,
-            points=downsample(merged_metrics(arm.attempts, 0, None), resolution, names),
-        )
-        for arm in arms
-    ]
+    curves = [Curve(arm=arm.name, job_id=arm.job.id, points=_points(arm, resolution, tuple(names))) for arm in arms]
     return ComparisonCurves(comparison_id=comparison_id, data=curves)
+
+
+def _points(arm: Arm, resolution: int, names: tuple[str, ...]) -> list[Record]:
+    runs = tuple((attempt.attempt, attempt.run_path) for attempt in arm.attempts)
+    read = _points_of_ended if Phase(arm.job.phase) in TERMINAL else _points_of
+    return read(runs, resolution, names)
+
+
+def _points_of(runs: tuple[tuple[int, str], ...], resolution: int, names: tuple[str, ...]) -> list[Record]:
+    attempts = [Attempt(attempt=number, run_path=path) for number, path in runs]
+    return downsample(merged_metrics(attempts, 0, None), resolution, names)
+
+
+# A page asks for all arms again and again, and of those that have ended nothing changes any more.
+_points_of_ended = lru_cache(maxsize=256)(_points_of)
