@@ -59,9 +59,10 @@ def compare(
             comparison_id = post(client, PATH, body)["id"]
             if not as_json:
                 out.print(f"comparison {comparison_id}", highlight=False)
+        chosen = {"reference": reference} if reference else {}  # from the first look on: a wrong name is told at once
         if watch:
-            _follow(client, comparison_id, quiet=as_json)
-        shown = get(client, f"{PATH}/{comparison_id}", **({"reference": reference} if reference else {}))
+            _follow(client, comparison_id, chosen, quiet=as_json)
+        shown = get(client, f"{PATH}/{comparison_id}", **chosen)
         if as_json:
             print_json(shown)
         else:
@@ -93,13 +94,13 @@ def _grid(objectives: str, learning_rates: str | None, batch_sizes: str | None, 
     return grid
 
 
-def _follow(client: openai.OpenAI, comparison_id: str, *, quiet: bool) -> None:
+def _follow(client: openai.OpenAI, comparison_id: str, chosen: dict[str, str], *, quiet: bool) -> None:
     """A bar for each arm until all have ended."""
     columns = (TextColumn("{task.description:<20}"), TextColumn("{task.fields[phase]:<14}"), BarColumn())
     with Progress(*columns, console=out, disable=quiet) as bars:
         tasks: dict[str, Any] = {}
         while True:
-            shown = get(client, f"{PATH}/{comparison_id}")
+            shown = get(client, f"{PATH}/{comparison_id}", **chosen)
             for arm in shown["arms"]:
                 if arm["name"] not in tasks:
                     tasks[arm["name"]] = bars.add_task(arm["name"], total=None, phase=arm["phase"])

@@ -14,7 +14,9 @@ from api_server import Api, serve, text_row
 from databases import copied_sqlite
 from sqlalchemy import event
 from test_api_evaluations import score
+from typer.testing import CliRunner
 
+from cli.main import app
 from service.api.comparisons import router
 from service.api.comparisons.view import list_comparison
 from service.api.fine_tuning import lengths
@@ -303,6 +305,17 @@ def test_scores_outlive_the_answers_that_they_were_made_of(api: Api, body: dict[
     # The model before was scored by the other arm as well, which still has its answers.
     assert {pair["arm"]: pair["fixed"] for pair in by_base} == {"sft": None, "dft": 10}
     assert (card["tuned"]["value"], card["base"]["value"]) == (1.0, 0.0)
+
+
+def test_command_tells_a_wrong_reference_before_it_waits(
+    api: Api, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with api.http() as http:
+        made = create(http, body)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{api.url}/v1")
+    answer = CliRunner().invoke(app, ["compare", made["id"], "--reference", "nobody"])
+    assert answer.exit_code == 1
+    assert "'nobody' is none of sft, dft, base" in answer.stderr
 
 
 def test_another_project_sees_nothing(api: Api, body: dict[str, Any]) -> None:

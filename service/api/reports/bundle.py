@@ -28,11 +28,12 @@ README = """# {name}
 Everything that decided this training. To get the same numbers again, on the same kind of device:
 
     pip install -r requirements.txt        # the packages it ran with; vlm-dft from its own repository,
-                                           versions with a + from their makers' own indexes
+                                           # versions with a + from their makers' own indexes
     python -m vlm_dft.rerun . --model DIR{images}
 
 It trains once more, then compares every logged number and the exported model's hash.
-config.json: the resolved configuration, seeds included. environment.json: packages, threads, devices, the model's hash.
+config.json: the resolved configuration, seeds included, with paths as the service had them.
+environment.json: packages, threads, devices, the model's hash.
 data/: the rows as they were read, with the hash of each picture. metrics.jsonl, result.json: what came out.
 """
 
