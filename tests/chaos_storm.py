@@ -106,8 +106,9 @@ class Storm:
         def all_ended() -> bool:
             self.service.tend()
             self._use(more=False)
-            jobs = self._jobs()
-            return all(each.job_id is not None and jobs[each.job_id].phase in TERMINAL for each in self.submissions)
+            known = self._jobs()  # none while the database is away
+            jobs = [known.get(each.job_id or "") for each in self.submissions]
+            return all(job is not None and job.phase in TERMINAL for job in jobs)
 
         with suppress(AssertionError):  # what did not end is lost, and reported as such
             wait_until(all_ended, SETTLE_SECONDS, "every job ends")
