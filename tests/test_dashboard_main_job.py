@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from browser import Tab, chromium, chromium_binary, tab
-from conftest import skip
 from PIL import Image
 from playwright.sync_api import Page, expect
 from running_service import RunningService
@@ -55,7 +54,7 @@ def spoiled(archive: Path, target: Path) -> Path:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[RunningService]:
     if chromium_binary() is None:
-        skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")
+        pytest.skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")
     build_tiny_vlm(tmp_path / "data" / "models" / "base" / "tiny-vl")
     write_benchmark(tmp_path / "data" / "benchmarks" / "mathvision-colours")
     with RunningService(tmp_path) as running:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from api_server import Api, serve
 from browser import DESKTOP, PHONE, chromium, chromium_binary, tab
-from conftest import skip
 from dashboard_scenes import BENCHMARK, comparison, gpu_worker, long_job, many_jobs
 from databases import copied_sqlite
 from playwright.sync_api import Browser, expect
@@ -24,7 +23,7 @@ VARIANTS = [("light", DESKTOP), ("dark", PHONE)]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if chromium_binary() is None:
-        skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")
+        pytest.skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")
     with chromium() as running:
         yield running
 
