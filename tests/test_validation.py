@@ -195,7 +195,7 @@ def test_only_the_first_problems_are_listed_but_all_are_counted(tmp_path: Path) 
         (b"[" + jsonl(openai_row()).strip() + b", {", "invalid_json"),
     ],
     # Not made of the bytes: an archive holds the time at which it was made.
-    ids="empty blank csv bytes unknown no-data several cut outside open-array".split(),
+    ids=["empty", "blank", "csv", "bytes", "unknown", "no-data", "several", "cut", "outside", "open-array"],
 )
 def test_a_file_that_cannot_be_read_has_one_problem(tmp_path: Path, data: bytes, code: str) -> None:
     found = validated(tmp_path, data)
