@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import openai
 import typer
@@ -57,6 +57,9 @@ def _json(answer: Any) -> Any:
 def print_error(text: str, *, word: str | None = None) -> None:
     """In red, or only the word before it. The text is shown as it is: brackets in it are no markup."""
     err.print(Text(text, "red") if word is None else Text.assemble((word, "red"), f" {text}"))
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers, and nothing else.")]
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ import openai
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cli.client import EXIT_FAILED, connect, get, out, post, print_json, readable_errors
+from cli.client import EXIT_FAILED, connect, err, get, out, post, print_json, readable_errors
 from cli.comparison_table import print_comparison
 from cli.submit import benchmark_list, parse_pairs, upload
 from cli.watch import TERMINAL
@@ -44,21 +44,21 @@ def compare(
         if not training_file.startswith("ftcmp-"):
             if model is None:
                 raise typer.BadParameter("--model is needed to train")
+            told = err if as_json else out
             job: dict[str, Any] = {
                 "model": model,
-                "training_file": upload(client, training_file, {"model": model}),
+                "training_file": upload(client, training_file, {"model": model}, told),
                 "method": _method(parse_pairs(hyperparameter or []), lora=lora),
             }
             if validation_file is not None:
-                job["validation_file"] = upload(client, validation_file, {"model": model})
+                job["validation_file"] = upload(client, validation_file, {"model": model}, told)
             if suffix is not None:
                 job["suffix"] = suffix
             if benchmarks is not None:
                 job["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
             body = {"job": job, "grid": _grid(objectives, learning_rates, batch_sizes, seeds)}
             comparison_id = post(client, PATH, body)["id"]
-            if not as_json:
-                out.print(f"comparison {comparison_id}", highlight=False)
+            told.print(f"comparison {comparison_id}", highlight=False)
         chosen = {"reference": reference} if reference else {}  # from the first look on: a wrong name is told at once
         if watch:
             _follow(client, comparison_id, chosen, quiet=as_json)

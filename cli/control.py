@@ -6,26 +6,26 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import connect, out, post, readable_errors
+from cli.client import AsJson, connect, out, post, print_json, readable_errors
 from cli.submit import number_or_word, put_pairs
 from cli.watch import job_path
 
 JobId = Annotated[str, typer.Argument(help="ftjob-...")]
 
 
-def pause(job_id: JobId) -> None:
+def pause(job_id: JobId, as_json: AsJson = False) -> None:
     """Take a job out of the queue, or let it write a checkpoint and give its device back."""
-    _ask(job_id, "pause")
+    _ask(job_id, "pause", as_json)
 
 
-def resume(job_id: JobId) -> None:
+def resume(job_id: JobId, as_json: AsJson = False) -> None:
     """Let a paused job wait again; it goes on from its newest checkpoint."""
-    _ask(job_id, "resume")
+    _ask(job_id, "resume", as_json)
 
 
-def start(job_id: JobId) -> None:
+def start(job_id: JobId, as_json: AsJson = False) -> None:
     """Queue a job that was submitted with --no-start."""
-    _ask(job_id, "start")
+    _ask(job_id, "start", as_json)
 
 
 def clone(
@@ -34,27 +34,35 @@ def clone(
         list[str] | None,
         typer.Option("--set", help="suffix=b, or method.supervised.hyperparameters.batch_size=8; repeatable."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Submit a job's request again, changed by what is given."""
     body: dict[str, Any] = {}
     put_pairs(body, changes or [])
-    _ask(job_id, "clone", body)
+    _ask(job_id, "clone", as_json, body)
 
 
-def priority(job_id: JobId, value: Annotated[str, typer.Argument(help="low, normal, high or a number.")]) -> None:
+def priority(
+    job_id: JobId,
+    value: Annotated[str, typer.Argument(help="low, normal, high or a number.")],
+    as_json: AsJson = False,
+) -> None:
     """Let a waiting job go earlier or later: a higher number goes first."""
     with readable_errors():
         job = connect().patch(job_path(job_id), cast_to=object, body={"priority": number_or_word(value)})
-    _show(job)
+    _show(job, as_json)
 
 
-def _ask(job_id: str, what: str, body: dict[str, Any] | None = None) -> None:
+def _ask(job_id: str, what: str, as_json: bool, body: dict[str, Any] | None = None) -> None:
     with readable_errors():
         job = post(connect(), f"{job_path(job_id)}/{what}", body or {})
-    _show(job)
+    _show(job, as_json)
 
 
-def _show(job: Any) -> None:
+def _show(job: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
     queue = job.get("queue") or {}
     place = f", position {queue['position']}" if queue.get("position") else ""
     reason = f", {queue['blocked_reason']}" if queue.get("blocked_reason") else ""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from cli.client import connect, get, out, post, print_json, readable_errors
+from cli.client import AsJson, connect, get, out, post, print_json, readable_errors
 from cli.watch import TERMINAL, job_path
 
 _FOLLOW_SECONDS = 1.0
@@ -16,9 +16,6 @@ JOB_ID_WIDTH = 30
 _BARS = " ▁▂▃▄▅▆▇█"
 
 models_app = typer.Typer(help="List and delete models.", invoke_without_command=True)
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers.")]
 
 
 def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: AsJson = False) -> None:
@@ -90,10 +87,13 @@ def _tails(one: dict[str, Any]) -> tuple[float, float]:
     return low / total, sum(count for edge, count in zip(edges[:-1], counts, strict=True) if edge >= 0.9) / total
 
 
-def cancel(job_id: Annotated[str, typer.Argument()]) -> None:
+def cancel(job_id: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
     """Cancel a job; a running one stops within seconds."""
     with readable_errors():
         job = post(connect(), f"{job_path(job_id)}/cancel", {})
+    if as_json:
+        print_json(job)
+        return
     out.print(f"{job['id']} {job.get('phase') or job['status']}", highlight=False)
 
 

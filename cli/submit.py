@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import openai
 import typer
+from rich.console import Console
 
-from cli.client import EXIT_FAILED, connect, err, get, out, post, print_error, readable_errors
-from cli.watch import follow, job_dict
+from cli.client import EXIT_FAILED, AsJson, connect, err, get, out, post, print_error, print_json, readable_errors
+from cli.watch import follow, job_dict, wait_quietly
 from vlm_dft.results import RowProblem
 
 CHUNKED_ABOVE_BYTES = 256 * 2**20
@@ -39,6 +40,7 @@ def submit(
     deadline_seconds: Annotated[float | None, typer.Option(help="Fail when not ended so long after queueing.")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Queue it, or leave that to `start`.")] = True,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job to its end.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Upload data, wait for its validation, submit a fine-tuning job and follow it."""
     options = {"dataset_format": dataset_format, "max_invalid_fraction": max_invalid_fraction, "model": model}
@@ -55,8 +57,9 @@ def submit(
         extra["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
     with readable_errors():
         client = connect()
-        training = upload(client, training_file, options)
-        validation = upload(client, validation_file, options) if validation_file else None
+        told = err if as_json else out
+        training = upload(client, training_file, options, told)
+        validation = upload(client, validation_file, options, told) if validation_file else None
         job = client.fine_tuning.jobs.create(
             model=model,
             training_file=training,
@@ -66,16 +69,22 @@ def submit(
             method={"type": "supervised", "supervised": supervised},  # pyright: ignore[reportArgumentType] - our keys
             extra_body=extra,
         )
-        out.print(f"job {job.id}", highlight=False)
+        told.print(f"job {job.id}", highlight=False)
         watch = watch and start
-        if watch and follow(client, job.id, _POLL_SECONDS)["status"] != "succeeded":
-            raise typer.Exit(EXIT_FAILED)
-        if not watch:
-            _print_position(job_dict(job))
+        ended = (wait_quietly if as_json else follow)(client, job.id, _POLL_SECONDS) if watch else None
+    if as_json:
+        print_json(ended or job_dict(job))
+    elif ended is None:
+        _print_position(job_dict(job))
+    if ended is not None and ended["status"] != "succeeded":
+        raise typer.Exit(EXIT_FAILED)
 
 
-def upload(client: openai.OpenAI, name: str, options: dict[str, Any]) -> str:
-    """File id of a validated file: an id is taken as it is, a directory is registered, a file uploaded."""
+def upload(client: openai.OpenAI, name: str, options: dict[str, Any], told: Console = out) -> str:
+    """File id of a validated file: an id is taken as it is, a directory is registered, a file uploaded.
+
+    told: where what validation found is printed.
+    """
     if name.startswith("file-"):
         return name
     path = Path(name)
@@ -89,9 +98,9 @@ def upload(client: openai.OpenAI, name: str, options: dict[str, Any]) -> str:
     else:
         with path.open("rb") as file:
             file_id = client.files.create(file=(path.name, file), purpose="fine-tune", extra_body=fields).id
-    with out.status(f"validating {path.name}"):
+    with told.status(f"validating {path.name}"):
         client.files.wait_for_processing(file_id, poll_interval=_POLL_SECONDS, max_wait_seconds=24 * 3600)
-    _report(get(client, f"/files/{file_id}"))
+    _report(get(client, f"/files/{file_id}"), told)
     return file_id
 
 
@@ -113,11 +122,11 @@ def _upload_in_parts(client: openai.OpenAI, path: Path, fields: dict[str, Any]) 
     return done.file.id
 
 
-def _report(file: dict[str, Any]) -> None:
+def _report(file: dict[str, Any], told: Console) -> None:
     report = file.get("validation_report") or {}
     counts = f"{report.get('valid', 0)} valid of {report.get('rows', 0)} rows, {report.get('images', 0)} images"
     if file["status"] == "processed":
-        out.print(f"{file['filename']}: {counts} ({file['id']})", highlight=False)
+        told.print(f"{file['filename']}: {counts} ({file['id']})", highlight=False, markup=False)
         return
     print_error(str(file.get("status_details")), word="refused")
     print_problems(RowProblem.model_validate(problem) for problem in report.get("problems", ())[:SHOWN_PROBLEMS])

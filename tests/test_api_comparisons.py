@@ -16,7 +16,9 @@ from sqlalchemy import event
 from test_api_evaluations import score
 from typer.testing import CliRunner
 
+from cli.client import err
 from cli.main import app
+from cli.submit import _report
 from service.api.comparisons import router
 from service.api.comparisons.view import list_comparison
 from service.api.fine_tuning import lengths
@@ -316,6 +318,28 @@ def test_command_tells_a_wrong_reference_before_it_waits(
     answer = CliRunner().invoke(app, ["compare", made["id"], "--reference", "nobody"])
     assert answer.exit_code == 1
     assert "'nobody' is none of sft, dft, base" in answer.stderr
+
+
+def test_commands_print_json_and_nothing_else(
+    api: Api, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{api.url}/v1")
+
+    def run(*arguments: str) -> dict[str, Any]:
+        answer = CliRunner().invoke(app, [*arguments, "--json"])
+        assert answer.exit_code == 0, answer.output
+        return json.loads(answer.stdout)
+
+    file_id = body["job"]["training_file"]
+    made = run("submit", file_id, "--model", "tiny", "--no-start")
+    assert run("priority", made["id"], "high")["priority"] == "high"
+    for command, phase in (("start", "queued"), ("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert run(command, made["id"])["phase"] == phase
+    assert run("clone", made["id"], "--set", "suffix=b", "--set", "auto_start=true")["cloned_from"] == made["id"]
+    compared = run("compare", file_id, "--model", "tiny", "--no-watch")
+    assert [arm["name"] for arm in compared["arms"]] == ["nll", "dft"]
+    _report({"status": "processed", "filename": "a.jsonl", "id": "file-1"}, err)  # of what compare has uploaded
+    assert "a.jsonl" in capsys.readouterr().err
 
 
 def test_another_project_sees_nothing(api: Api, body: dict[str, Any]) -> None:
