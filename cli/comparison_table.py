@@ -10,9 +10,6 @@ from rich.text import Text
 from cli.client import out
 from cli.sparkline import sparkline
 
-EVIDENCE = 0.05
-"""A permutation p below it is called a difference; an interval is shown beside it anyway."""
-
 
 def print_comparison(shown: dict[str, Any], curves: list[dict[str, Any]]) -> None:
     """shown: GET /v1/fine_tuning/comparisons/{id}. curves: the data of its /curves, with nll."""
@@ -68,7 +65,7 @@ def pair_line(pair: dict[str, Any]) -> str:
         return f"{pair['arm']} and {pair['reference']} must not be compared: {pair['refused']}"
     points = " to ".join(f"{100 * pair[name]:+.1f}" for name in ("low", "high"))
     mcnemar = "" if pair["mcnemar_p"] is None else f", McNemar p {pair['mcnemar_p']:.2g}"
-    told = "" if pair["permutation_p"] < EVIDENCE else ": not told apart"
+    told = "" if pair["told_apart"] else ": not told apart"
     flips = f"{pair['fixed']} items fixed, {pair['broken']} broken"
     return (
         f"{pair['arm']} against {pair['reference']}: {100 * pair['difference']:+.1f} points ({points}), {flips}; "

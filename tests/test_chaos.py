@@ -162,7 +162,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     wait_until(lambda: subprocess.run(["umount", directory], capture_output=True).returncode == 0, 10, "unmounted")
 
 
-def test_a_full_disk_is_told_of_and_loses_nothing(small_disk: Path, tmp_path: Path, tiny_qwen2: Path) -> None:
+def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path: Path, tiny_qwen2: Path) -> None:
     data = small_disk / "data"
     with (
         chaos_service(tmp_path / "chaos", tiny_qwen2, "embedded", data_dir=data) as service,

@@ -65,7 +65,14 @@ def job(value: float, base: float | None = None) -> dict[str, Any]:
 
 def comparison() -> dict[str, Any]:
     """Of SFT and DFT on one benchmark."""
-    numbers = {"difference": -0.1, "low": -0.18, "high": -0.02, "mcnemar_p": 0.031, "permutation_p": 0.02}
+    numbers = {
+        "difference": -0.1,
+        "low": -0.18,
+        "high": -0.02,
+        "mcnemar_p": 0.031,
+        "permutation_p": 0.02,
+        "told_apart": True,
+    }
     pair = {"arm": "dft", "reference": "sft", "refused": None, "fixed": 4, "broken": 14, **numbers}
     return {"benchmarks": [{"benchmark": "demo-mathvision", "pairs": [pair | {"arm": "base"}, pair]}]}
 

@@ -76,6 +76,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.90 <= covered / trials <= 0.99
 
 
+def test_without_a_flip_the_interval_is_what_so_many_groups_rule_out() -> None:
+    few, many = (compare(*verdicts([(True, True)] * n), {}) for n in (3, 300))
+    assert few.high == -few.low == pytest.approx(1 - 0.025 ** (1 / 3))
+    assert few.high > 0.7
+    assert many.high < 0.013
+    assert not few.told_apart
+
+
 def test_several_answers_to_an_item_are_one_group_and_have_no_mcnemar() -> None:
     reference = {("a", 0): False, ("a", 1): False, ("b", 0): True, ("b", 1): False}
     other = {("a", 0): True, ("a", 1): True, ("b", 0): True, ("b", 1): False}

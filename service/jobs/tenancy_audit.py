@@ -16,6 +16,7 @@ from typing import Any, Final
 from sqlalchemy import event, select
 from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction
 
+from service.jobs.comparison_tables import Comparison
 from service.jobs.database import now
 from service.jobs.ids import new_id
 from service.jobs.pages import Order, Page, paginate
@@ -124,7 +125,9 @@ def _note_flush(s: Session, _: UOWTransaction) -> None:
     if _acting.get() is None:
         return
     s.info[_CHANGED] = True
-    s.info.setdefault(_CREATED, []).extend(row.id for row in s.new if isinstance(row, _NAMED))
+    created = s.info.setdefault(_CREATED, [])
+    created.extend(row.id for row in s.new if isinstance(row, _NAMED))
+    created[:0] = [row.id for row in s.new if isinstance(row, Comparison)]  # before its arms' jobs
 
 
 @event.listens_for(Session, "do_orm_execute")

@@ -46,6 +46,11 @@ class Paired:
     """Of swapping the two models' answers group by group, two-sided."""
 
     @property
+    def told_apart(self) -> bool:
+        """Whether chance alone would seldom make them differ so much."""
+        return self.permutation_p < 1 - LEVEL
+
+    @property
     def difference(self) -> float:
         """other - reference in item accuracy, in -1..1."""
         return (self.fixed - self.broken) / self.n
@@ -97,6 +102,10 @@ def _interval(kinds: Mapping[tuple[int, int], int]) -> tuple[float, float]:
     Drawing groups is drawing kinds with their shares, which costs nothing however many groups there are.
     """
     num_groups = sum(kinds.values())
+    if not any(difference for difference, _ in kinds):
+        # Drawing again finds no flip where none was seen: so many groups rule out flips in more than this share.
+        bound = 1 - ((1 - LEVEL) / 2) ** (1 / num_groups)
+        return -bound, bound
     difference_K, size_K = (np.array([kind[place] for kind in kinds]) for place in (0, 1))
     shares_K = np.array(list(kinds.values())) / num_groups
     drawn_RK = np.random.default_rng(_SEED).multinomial(num_groups, shares_K, size=RESAMPLES)

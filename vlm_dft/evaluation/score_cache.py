@@ -64,7 +64,8 @@ class ScoreCache:
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             log.warning("%s is damaged (%s): scoring anew", path, error)
             return None
-        os.utime(path)  # used: the last to make room
+        with suppress(FileNotFoundError):  # another run made room meanwhile
+            os.utime(path)  # used: the last to make room
         if header["identity"] != identity or len(predictions) != header["num_predictions"]:
             log.warning("%s is of another identity or incomplete: scoring anew", path)
             return None

@@ -78,6 +78,8 @@ class Pair(ResponseModel):
     """Exact, two-sided, items taken as independent; null where items were answered several times."""
     permutation_p: float | None = None
     """Two-sided, whole groups swapped."""
+    told_apart: bool | None = None
+    """Whether permutation_p is below 0.05."""
     fixed: int | None = None
     broken: int | None = None
     both_right: int | None = None

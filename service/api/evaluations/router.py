@@ -16,7 +16,7 @@ from service.api.once import ApiKeyId, IdempotencyKey, RetryCount, submit_resolv
 from service.api.runs import log_tail
 from service.api.schemas import ListPage
 from service.jobs import store
-from service.jobs.phases import Kind
+from service.jobs.phases import Kind, Queue
 from vlm_dft.evaluation.provision import find_benchmarks
 
 router = APIRouter(prefix="/v1", tags=["evaluations"])
@@ -64,7 +64,8 @@ def list_evaluations(
     """List evaluations, newest first."""
     with database.read() as s:
         page = store.list_jobs(s, project, Kind.EVALUATION, after=after, limit=limit)
-        return ListPage.of([show_evaluation(s, job, settings) for job in page.rows], page.has_more)
+        places = store.Places(s, Queue.GPU, settings.lease_seconds)
+        return ListPage.of([show_evaluation(s, job, settings, places) for job in page.rows], page.has_more)
 
 
 @router.get("/evaluations/{evaluation_id}")

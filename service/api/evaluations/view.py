@@ -20,6 +20,7 @@ from service.api.jobs import (
 )
 from service.api.schemas import ListPage, ResponseModel
 from service.jobs.phases import Phase, openai_status
+from service.jobs.store import Places
 from service.jobs.tables import Job
 from service.settings import Settings
 from vlm_dft.results import Score
@@ -115,7 +116,7 @@ def show_item(job_id: str, benchmark: str, role: Literal["base", "tuned"], row: 
     )
 
 
-def show_evaluation(s: Session, job: Job, settings: Settings) -> Evaluation:
+def show_evaluation(s: Session, job: Job, settings: Settings, places: Places | None = None) -> Evaluation:
     assert job.model is not None, f"{job.id}: submit wrote it"
     return Evaluation(
         id=job.id,
@@ -128,7 +129,7 @@ def show_evaluation(s: Session, job: Job, settings: Settings) -> Evaluation:
         phase=job.phase,
         attempt=job.attempt,
         metadata=job.request.get("metadata") or {},
-        queue=queue_state(s, job, settings),
+        queue=queue_state(s, job, settings, places),
         progress=progress_state(job),
         error=job_error(job),
         scores=(job.result or {}).get("scores") or [],

@@ -24,8 +24,8 @@ from service.api.schemas import ListPage, Metadata, Name, RequestModel, Response
 from service.jobs import store
 from service.jobs.database import Database
 from service.jobs.models import ModelRegistry
-from service.jobs.phases import Kind, Phase, openai_status
-from service.jobs.store import NewJob
+from service.jobs.phases import Kind, Phase, Queue, openai_status
+from service.jobs.store import NewJob, Places
 from service.jobs.tables import Job
 from service.settings import Settings
 from vlm_dft.config import PreflightConfig, RunConfig
@@ -103,7 +103,8 @@ def list_preflights(
     """List preflights, newest first."""
     with database.read() as s:
         page = store.list_jobs(s, project, Kind.PREFLIGHT, after=after, limit=limit)
-        return ListPage.of([show_preflight(s, job, settings) for job in page.rows], page.has_more)
+        places = store.Places(s, Queue.GPU, settings.lease_seconds)
+        return ListPage.of([show_preflight(s, job, settings, places) for job in page.rows], page.has_more)
 
 
 @router.get("/{preflight_id}")
@@ -147,7 +148,7 @@ def _resolve(
     return Resolved(new)
 
 
-def show_preflight(s: Session, job: Job, settings: Settings) -> Preflight:
+def show_preflight(s: Session, job: Job, settings: Settings, places: Places | None = None) -> Preflight:
     """The preflight as clients see it."""
     assert job.model is not None, f"{job.id}: submit wrote it"
     assert job.training_file is not None, f"{job.id}: submit wrote it"
@@ -162,7 +163,7 @@ def show_preflight(s: Session, job: Job, settings: Settings) -> Preflight:
         phase=job.phase,
         attempt=job.attempt,
         metadata=job.request.get("metadata") or {},
-        queue=queue_state(s, job, settings),
+        queue=queue_state(s, job, settings, places),
         progress=progress_state(job),
         error=job_error(job),
         report=(job.result or {}).get("preflight"),

@@ -60,8 +60,7 @@ function pairColumns(comparison, benchmark) {
 
 function interval(pair) {
   const points = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)}`.replace("-", "−");
-  const clear = pair.low > 0 || pair.high < 0;
-  return h("span", null, h("strong", null, `${points(pair.difference)} points `), `(${points(pair.low)} to ${points(pair.high)})`, h("span.small", null, clear ? "" : " not told apart"));
+  return h("span", null, h("strong", null, `${points(pair.difference)} points `), `(${points(pair.low)} to ${points(pair.high)})`, h("span.small", null, pair.told_apart ? "" : " not told apart"));
 }
 
 /** Objectives, learning rates and batch sizes, with means over the seeds. */
