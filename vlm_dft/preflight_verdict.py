@@ -24,6 +24,8 @@ WEAK_DIGITS: Final = 0.7
 leaves them no choice."""
 MIN_DIGITS: Final = 20
 """Fewer of them say nothing."""
+NO_NOISE: Final = 0.01
+"""The same share below which dft has nothing to leave out: it was as good as nll, or worse."""
 FLOOR: Final = 0.1
 ALPHA: Final = 0.5
 LIMITS: Final = (
@@ -64,6 +66,8 @@ class _Decision:
             objective, label, reasons = self._weak()
         elif self.end_p is not None and self.end_p < NEW_FORMAT:
             objective, label, reasons = self._new_end()
+        elif self.new_content < NO_NOISE:
+            objective, label, reasons = self._no_noise()
         else:
             objective, label, reasons = self._known_content()
         return Verdict(
@@ -104,6 +108,14 @@ class _Decision:
             f"DFT would discard {everything.dft_discards or 0.0:.0%} of the gradient.",
         ]
         return ObjectiveConfig(name="dft"), "dft", reasons
+
+    def _no_noise(self) -> tuple[ObjectiveConfig, str, list[str]]:
+        reasons = [
+            f"The model gives hardly any of your words ({self.improbable_words} of {self.num_words}) a probability below "
+            "0.1: there is nothing for DFT to leave out, and of what the model half knows SFT learns more. What it is "
+            "sure of already, neither changes much.",
+        ]
+        return ObjectiveConfig(name="nll"), "nll (SFT)", reasons
 
     def _weak(self) -> tuple[ObjectiveConfig, str, list[str]]:
         reasons = [
@@ -147,6 +159,8 @@ class _Decision:
         if self.new_content >= NEW_CONTENT:
             return [f"less than {NEW_CONTENT:.0%} of {now}, because the model knows the subject: then dft"]
         changes = [f"{NEW_CONTENT:.0%} or more of {now}, because the data is new to the model: then nll"]
+        if self.new_content < NO_NOISE:
+            changes = [f"{NO_NOISE:.0%} to {NEW_CONTENT:.0%} of {now}, because some demonstrations are wrong: then dft"]
         if self.digits_p is not None:
             above = self.digits_p >= WEAK_DIGITS
             changes.append(
