@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test chaos up lint clean
+.PHONY: demo test chaos contract up lint clean
 
 # The stamp is newer than what decides the installation, so nothing is installed twice.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -33,6 +33,10 @@ test: lint
 # Minutes of faults over both stacks together; the README's figure: make chaos MINUTES=30 SEED=1
 chaos: $(VENV)/installed
 	$(BIN)/python -m benchmarks chaos --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1)
+
+# Thousands of requests that the OpenAPI allows and forbids, with and without a key.
+contract: $(VENV)/installed
+	$(BIN)/python -m benchmarks contract --cases $(or $(CASES),2000)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
