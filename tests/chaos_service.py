@@ -39,14 +39,23 @@ LEASE_SECONDS = 4.0
 
 
 class ChaosService:
-    """kind: embedded (SQLite, filesystem broker) or team (PostgreSQL, Redis, which keeps nothing over a restart)."""
+    """kind: embedded (SQLite, filesystem broker) or team (PostgreSQL, Redis; persistent: it keeps messages over a kill)."""
 
-    def __init__(self, directory: Path, model: Path, kind: str, *, real_trainer: bool = False, **extra: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: Path,
+        kind: str,
+        *,
+        persistent: bool = False,
+        real_trainer: bool = False,
+        **extra: Any,
+    ) -> None:
         self.directory, self.kind = directory, kind
         models = directory / "models"
         models.mkdir(parents=True)
         shutil.copytree(model, models / "tiny")
-        self.redis = RedisServer(directory / "redis", persistent=False) if kind == "team" else None
+        self.redis = RedisServer(directory / "redis", persistent=persistent) if kind == "team" else None
         self.postgres = PostgresCluster() if kind == "team" else None
         for server in (self.redis, self.postgres):
             if server is not None:
