@@ -39,7 +39,7 @@ LEASE_SECONDS = 4.0
 
 
 class ChaosService:
-    """kind: embedded (SQLite, filesystem broker) or team (PostgreSQL, Redis; persistent: it keeps messages over a kill)."""
+    """kind: embedded (SQLite, filesystem broker) or team (PostgreSQL, Redis). persistent: Redis keeps messages."""
 
     def __init__(
         self,
