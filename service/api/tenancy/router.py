@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from sqlalchemy.orm import Session
 
 from service.api.dependencies import After, CallerNow, DatabaseNow, Limit, SettingsNow
-from service.api.jobs import whole
 from service.api.schemas import ListPage
 from service.api.tenancy.schemas import (
     ApiKeyObject,
@@ -22,11 +20,12 @@ from service.api.tenancy.schemas import (
     RotateApiKey,
     Usage,
 )
+from service.api.tenancy.view import show_change, show_key, show_new_key, show_project
 from service.errors import PermissionDeniedError
 from service.jobs import keys, tenancy, tenancy_audit, tenancy_quotas
 from service.jobs.database import now
 from service.jobs.tenancy import DEFAULT_SCOPES, LIMITS, Scope
-from service.jobs.tenancy_tables import ApiKey, AuditEvent, Project
+from service.jobs.tenancy_tables import Project
 
 router = APIRouter(prefix="/v1", tags=["tenancy"])
 
@@ -40,21 +39,21 @@ def create_project(body: CreateProject, database: DatabaseNow) -> ProjectObject:
     limits = {name: getattr(body, name) for name in LIMITS}
     with database.write() as s:
         tenancy_audit.note(s, **_given(limits))
-        return _show_project(tenancy.create_project(s, body.id, body.name, **limits))
+        return show_project(tenancy.create_project(s, body.id, body.name, **limits))
 
 
 @router.get("/projects")
 def list_projects(database: DatabaseNow) -> ListPage[ProjectObject]:
     """Every project, oldest first."""
     with database.read() as s:
-        return ListPage.of([_show_project(project) for project in tenancy.list_projects(s)], has_more=False)
+        return ListPage.of([show_project(project) for project in tenancy.list_projects(s)], has_more=False)
 
 
 @router.get("/projects/{project_id}")
 def retrieve_project(project_id: str, database: DatabaseNow) -> ProjectObject:
     """One project and its limits."""
     with database.read() as s:
-        return _show_project(tenancy.get_project(s, project_id))
+        return show_project(tenancy.get_project(s, project_id))
 
 
 @router.post("/projects/{project_id}")
@@ -64,21 +63,21 @@ def change_project(project_id: str, body: ChangeProject, database: DatabaseNow) 
     limits |= dict.fromkeys(body.unlimited or ())
     with database.write() as s:
         tenancy_audit.note(s, **limits)
-        return _show_project(tenancy.change_project(s, project_id, name=body.name, **limits))
+        return show_project(tenancy.change_project(s, project_id, name=body.name, **limits))
 
 
 @router.post("/projects/{project_id}/archive")
 def archive_project(project_id: str, database: DatabaseNow) -> ProjectObject:
     """Refuse the project's keys. Nothing is deleted, and jobs that were submitted go on."""
     with database.write() as s:
-        return _show_project(tenancy.archive_project(s, project_id))
+        return show_project(tenancy.archive_project(s, project_id))
 
 
 @router.post("/projects/{project_id}/unarchive")
 def unarchive_project(project_id: str, database: DatabaseNow) -> ProjectObject:
     """Take the project's keys again."""
     with database.write() as s:
-        return _show_project(tenancy.archive_project(s, project_id, archived=False))
+        return show_project(tenancy.archive_project(s, project_id, archived=False))
 
 
 @router.post("/api_keys")
@@ -96,21 +95,21 @@ def create_api_key(body: CreateApiKey, database: DatabaseNow, settings: Settings
             requests_per_minute=body.requests_per_minute,
         )
         tenancy_audit.note(s, project=body.project, scopes=key.scopes)
-        return NewApiKey(**_key_fields(s, key), key=text)
+        return show_new_key(s, key, text)
 
 
 @router.get("/api_keys")
 def list_api_keys(database: DatabaseNow, project: Filter = None) -> ListPage[ApiKeyObject]:
     """Keys of one project or of all, oldest first; revoked and expired ones too."""
     with database.read() as s:
-        return ListPage.of([_show_key(s, key) for key in keys.list_keys(s, project)], has_more=False)
+        return ListPage.of([show_key(s, key) for key in keys.list_keys(s, project)], has_more=False)
 
 
 @router.get("/api_keys/{key_id}")
 def retrieve_api_key(key_id: str, database: DatabaseNow) -> ApiKeyObject:
     """One key, without its text."""
     with database.read() as s:
-        return _show_key(s, keys.get_key(s, key_id))
+        return show_key(s, keys.get_key(s, key_id))
 
 
 @router.post("/api_keys/{key_id}/rotate")
@@ -119,14 +118,14 @@ def rotate_api_key(key_id: str, body: RotateApiKey, database: DatabaseNow, setti
     with database.write() as s:
         secret = keys.load_secret(settings)
         key, text = keys.rotate_key(s, secret, key_id, overlap_seconds=body.overlap_seconds)
-        return NewApiKey(**_key_fields(s, key), key=text)
+        return show_new_key(s, key, text)
 
 
 @router.delete("/api_keys/{key_id}")
 def revoke_api_key(key_id: str, database: DatabaseNow) -> ApiKeyObject:
     """Refuse the key from now on; every API process does so within a second. Repeatable."""
     with database.write() as s:
-        return _show_key(s, keys.revoke_key(s, None, key_id))
+        return show_key(s, keys.revoke_key(s, None, key_id))
 
 
 @router.get("/audit")
@@ -144,7 +143,7 @@ def list_audit(
         page = tenancy_audit.list_audit(
             s, project=project, action=action, object_id=object_id, after=after, limit=limit, order=order
         )
-        return ListPage.of([_show_change(change) for change in page.rows], page.has_more)
+        return ListPage.of([show_change(change) for change in page.rows], page.has_more)
 
 
 @router.get("/usage")
@@ -174,50 +173,3 @@ def _limit(row: Project | None, what: str) -> float | None:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _show_project(project: Project) -> ProjectObject:
-    return ProjectObject(
-        id=project.id,
-        name=project.name,
-        created_at=int(project.created_at),
-        archived_at=whole(project.archived_at),
-        status="active" if project.archived_at is None else "archived",
-        **{name: getattr(project, name) for name in LIMITS},
-    )
-
-
-def _show_key(s: Session, key: ApiKey) -> ApiKeyObject:
-    return ApiKeyObject(**_key_fields(s, key))
-
-
-def _key_fields(s: Session, key: ApiKey) -> dict[str, Any]:
-    expired = key.expires_at is not None and key.expires_at <= now(s)
-    return {
-        "id": key.id,
-        "project": key.project,
-        "name": key.name,
-        "prefix": key.prefix,
-        "scopes": key.scopes,
-        "created_at": int(key.created_at),
-        "last_used_at": whole(key.last_used_at),
-        "expires_at": whole(key.expires_at),
-        "revoked_at": whole(key.revoked_at),
-        "requests_per_minute": key.requests_per_minute,
-        "rotated_from": key.rotated_from,
-        "status": "revoked" if key.revoked_at is not None else "expired" if expired else "active",
-    }
-
-
-def _show_change(change: AuditEvent) -> AuditObject:
-    return AuditObject(
-        id=change.id,
-        created_at=int(change.created_at),
-        project=change.project,
-        actor=change.actor,
-        api_key_id=change.api_key_id,
-        action=change.action,
-        object_id=change.object_id,
-        request_id=change.request_id,
-        details=change.details,
-    )
