@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
-from cli.client import EXIT_FAILED, err, out, print_error
+from cli.client import EXIT_FAILED, AsJson, err, out, print_json, print_refusal
 from vlm_dft.config import BenchmarkKind, Scoring
+
+if TYPE_CHECKING:
+    from vlm_dft.evaluation.provision import Found, Manifest
 
 benchmarks_app = typer.Typer(help="List and add benchmarks on the service's machine.", no_args_is_help=True)
 
@@ -17,7 +22,7 @@ _WORDS = {True: "yes", False: "modified", None: ""}
 
 
 @benchmarks_app.command("list")
-def list_benchmarks() -> None:
+def list_benchmarks(as_json: AsJson = False) -> None:
     """List the benchmarks in VLM_DFT_BENCHMARKS, else in the data directory."""
     from vlm_dft.errors import VlmDftError
     from vlm_dft.evaluation.provision import PUBLISHED, find_benchmarks, how_to_add, unknown_benchmarks
@@ -26,15 +31,21 @@ def list_benchmarks() -> None:
     try:
         found, unknown = find_benchmarks(directory), unknown_benchmarks(directory)
     except VlmDftError as error:
-        print_error(error.message)
+        print_refusal(error)
         raise typer.Exit(EXIT_FAILED) from None
-    for path in unknown:
-        err.print(f"[yellow]unknown[/] {path}: to score it: {how_to_add(path)}", highlight=False)
-    if not found:
-        out.print(
-            f"none in {directory}; known are {', '.join(PUBLISHED)}: vlm-dft benchmarks add PATH", highlight=False
-        )
+    if as_json:
+        data = [_shown(name, each.path, each.kind, each.manifest) for name, each in found.items()]
+        print_json({"data": data, "unknown": [{"path": str(path), "add": how_to_add(path)} for path in unknown]})
         return
+    for path in unknown:
+        err.print(Text.assemble(("unknown", "yellow"), f" {path}: to score it: {how_to_add(path)}"))
+    if not found:
+        out.print(Text(f"none in {directory}; known are {', '.join(PUBLISHED)}: vlm-dft benchmarks add PATH"))
+        return
+    out.print(_table(found))
+
+
+def _table(found: dict[str, Found]) -> Table:
     table = Table(
         Column("benchmark", no_wrap=True),
         "kind",
@@ -47,8 +58,13 @@ def list_benchmarks() -> None:
     for name, each in found.items():
         manifest = each.manifest
         counts = (str(manifest.items), str(manifest.pictures), _WORDS[manifest.published]) if manifest else ("", "", "")
-        table.add_row(name, each.kind, *counts, str(each.path))
-    out.print(table)
+        table.add_row(escape(name), each.kind, *counts, escape(str(each.path)))
+    return table
+
+
+def _shown(name: str, path: Path, kind: str, manifest: Manifest | None) -> dict[str, Any]:
+    """A benchmark as JSON; what an older copy does not say of itself is absent."""
+    return {"name": name, "kind": kind, "path": str(path)} | (manifest.model_dump(mode="json") if manifest else {})
 
 
 @benchmarks_app.command()
@@ -60,6 +76,7 @@ def add(
     checksum: Annotated[str | None, typer.Option(help="md5 or sha256; needed for a URL of an unknown file.")] = None,
     modified: Annotated[bool, typer.Option("--modified", help="Take a file that VLMEvalKit does not publish.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="In the place of one of the same name.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a benchmark to where the service finds it, after reading all of it and checking its md5."""
     from vlm_dft.errors import VlmDftError
@@ -78,20 +95,20 @@ def add(
             replace=replace,
         )
     except VlmDftError as error:
-        print_error(error.message)
-        if error.hint:
-            err.print(error.hint, highlight=False)
+        print_refusal(error)
         raise typer.Exit(EXIT_FAILED) from None
+    if as_json:
+        print_json(_shown(chosen, directory / chosen, manifest.kind, manifest))
+        return
     checked = {True: ", as VLMEvalKit publishes it", False: ", NOT as VLMEvalKit publishes it", None: ""}
     counts = f"{manifest.items} items, {manifest.pictures} with pictures"
-    out.print(
-        f"{chosen} ({manifest.kind}): {counts}{checked[manifest.published]}: {directory / chosen}", highlight=False
-    )
+    out.print(Text(f"{chosen} ({manifest.kind}): {counts}{checked[manifest.published]}: {directory / chosen}"))
 
 
 @benchmarks_app.command()
 def regression(
     replace: Annotated[bool, typer.Option("--replace", help="In the place of what stands there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add the small regression set: facts, reading, looking; name it in a job's evaluation.regression."""
     from tempfile import TemporaryDirectory
@@ -100,14 +117,18 @@ def regression(
     from vlm_dft.evaluation import provision
     from vlm_dft.evaluation.regression import NAME, write
 
+    directory = _directory()
     with TemporaryDirectory() as temporary:
         source = Path(temporary) / NAME
         write(source)
         try:
-            chosen, manifest = provision.add(str(source), _directory(), name=NAME, kind="custom", replace=replace)
+            chosen, manifest = provision.add(str(source), directory, name=NAME, kind="custom", replace=replace)
         except VlmDftError as error:
-            print_error(error.message)
+            print_refusal(error)
             raise typer.Exit(EXIT_FAILED) from None
+    if as_json:
+        print_json(_shown(chosen, directory / chosen, manifest.kind, manifest))
+        return
     out.print(f"{chosen}: {manifest.items} items, {manifest.pictures} with pictures", highlight=False)
 
 

@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from vlm_dft.errors import VlmDftError
+
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
@@ -54,12 +56,24 @@ def _json(answer: Any) -> Any:
     return answer
 
 
+def print_refusal(error: VlmDftError) -> None:
+    """What is wrong, and below it what helps."""
+    print_error(error.message)
+    if error.hint:
+        err.print(Text(error.hint))
+
+
 def print_error(text: str, *, word: str | None = None) -> None:
     """In red, or only the word before it. The text is shown as it is: brackets in it are no markup."""
     err.print(Text(text, "red") if word is None else Text.assemble((word, "red"), f" {text}"))
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the API answers, and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output, nothing else there.")]
+
+
+def messages(as_json: bool) -> Console:
+    """Where a command says what it does: with --json, standard output is the JSON's alone."""
+    return err if as_json else out
 
 
 def print_json(value: Any) -> None:
@@ -73,7 +87,8 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except openai.APIConnectionError:
-        err.print(f"[red]No service answers at {base_url()}.[/] Start one with `vlm-dft up`, or set OPENAI_BASE_URL.")
+        said = f"No service answers at {base_url()}."
+        print_error("Start one with `vlm-dft up`, or set OPENAI_BASE_URL.", word=said)
         raise typer.Exit(EXIT_UNREACHABLE) from None
     except _NotOursError:
         print_error(f"What answers at {base_url()} is no vlm-dft service: set OPENAI_BASE_URL, with /v1 at its end.")

@@ -9,7 +9,7 @@ import openai
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cli.client import EXIT_FAILED, connect, err, get, out, post, print_json, readable_errors
+from cli.client import EXIT_FAILED, AsJson, connect, get, messages, out, post, print_json, readable_errors
 from cli.comparison_table import print_comparison
 from cli.submit import benchmark_list, parse_pairs, upload
 from cli.watch import TERMINAL
@@ -35,7 +35,7 @@ def compare(
     limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,
     reference: Annotated[str | None, typer.Option(help="The arm, or base, to compare with.")] = None,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the arms to their end.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as the API answers it.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train arms on the same data, in the same order, for as long, and compare them; or show such a comparison."""
     with readable_errors():
@@ -44,21 +44,20 @@ def compare(
         if not training_file.startswith("ftcmp-"):
             if model is None:
                 raise typer.BadParameter("--model is needed to train")
-            told = err if as_json else out
             job: dict[str, Any] = {
                 "model": model,
-                "training_file": upload(client, training_file, {"model": model}, told),
+                "training_file": upload(client, training_file, {"model": model}, messages(as_json)),
                 "method": _method(parse_pairs(hyperparameter or []), lora=lora),
             }
             if validation_file is not None:
-                job["validation_file"] = upload(client, validation_file, {"model": model}, told)
+                job["validation_file"] = upload(client, validation_file, {"model": model}, messages(as_json))
             if suffix is not None:
                 job["suffix"] = suffix
             if benchmarks is not None:
                 job["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
             body = {"job": job, "grid": _grid(objectives, learning_rates, batch_sizes, seeds)}
             comparison_id = post(client, PATH, body)["id"]
-            told.print(f"comparison {comparison_id}", highlight=False)
+            messages(as_json).print(f"comparison {comparison_id}", highlight=False)
         chosen = {"reference": reference} if reference else {}  # from the first look on: a wrong name is told at once
         if watch:
             _follow(client, comparison_id, chosen, quiet=as_json)

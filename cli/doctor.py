@@ -6,13 +6,14 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
 import typer
+from rich.text import Text
 
-from cli.client import EXIT_FAILED, base_url, out
+from cli.client import EXIT_FAILED, AsJson, base_url, out, print_json
 
 _GIB = 2**30
 
@@ -27,7 +28,7 @@ class Finding:
     remedy: str = ""
 
 
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Say what is missing and how to get it; exit code 1 when something needed is."""
     from service.settings import get_settings
 
@@ -44,13 +45,21 @@ def doctor() -> None:
         _vlmevalkit(),
         _service(),
     ]
-    marks = {True: "[green]ok     [/]", False: "[red]missing[/]", None: "[yellow]absent [/]"}
-    for finding in findings:
-        out.print(f"{marks[finding.ok]} {finding.name}: {finding.detail}", highlight=False)
-        if finding.ok is not True and finding.remedy:
-            out.print(f"        {finding.remedy}", highlight=False)
-    if any(finding.ok is False for finding in findings):
+    needed_are_here = not any(finding.ok is False for finding in findings)
+    if as_json:
+        print_json({"ok": needed_are_here, "data": [asdict(finding) for finding in findings]})
+    else:
+        _print(findings)
+    if not needed_are_here:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _print(findings: list[Finding]) -> None:
+    marks = {True: ("ok     ", "green"), False: ("missing", "red"), None: ("absent ", "yellow")}
+    for finding in findings:
+        out.print(Text.assemble(marks[finding.ok], f" {finding.name}: {finding.detail}"))
+        if finding.ok is not True and finding.remedy:
+            out.print(Text(f"        {finding.remedy}"))
 
 
 _PACKAGES = (

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.client import connect, out, post, print_json, readable_errors
+from cli.client import AsJson, connect, messages, out, post, print_json, readable_errors
 from cli.submit import parse_pairs, upload
 
 
@@ -19,17 +19,15 @@ def estimate(
     hyperparameter: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of method.supervised.hyperparameters; repeatable.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print tokens, steps, memory, time and waiting of a fine-tuning job that is not submitted."""
     supervised: dict[str, Any] = {"hyperparameters": parse_pairs(hyperparameter or [])}
     if lora:
         supervised["adapter"] = {"type": "lora"}
-    if as_json and not training_file.startswith("file-"):
-        raise typer.BadParameter("--json takes the id of an uploaded file (file-...)")
     with readable_errors():
         client = connect()
-        file_id = training_file if as_json else upload(client, training_file, {"model": model})
+        file_id = upload(client, training_file, {"model": model}, messages(as_json))
         method = {"type": "supervised", "supervised": supervised}
         found = post(client, "/fine_tuning/estimates", {"model": model, "training_file": file_id, "method": method})
     if as_json:

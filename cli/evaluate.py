@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cli.client import EXIT_FAILED, connect, err, get, out, post, readable_errors
+from cli.client import EXIT_FAILED, AsJson, connect, get, messages, out, post, print_error, print_json, readable_errors
 from cli.submit import benchmark_list
-from cli.watch import follow
+from cli.watch import at_its_end
 from vlm_dft.config import Backend
 from vlm_dft.results import Score
 
@@ -51,8 +51,9 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the samples.")] = None,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow to the end.")] = True,
+    as_json: AsJson = False,
 ) -> None:
-    """Score a model on benchmarks."""
+    """Score a model on benchmarks. With --json the evaluation, or for both backends an object of the two by backend."""
     if backend not in (*get_args(Backend), BOTH):
         raise typer.BadParameter(f"--backend takes {', '.join(get_args(Backend))} or {BOTH}, not {backend!r}")
     given = {
@@ -66,16 +67,17 @@ def evaluate(
     body |= {name: value for name, value in given.items() if value is not None}
     with readable_errors():
         client = connect()
-        ids = {}
+        made = {}
         for name in BACKENDS if backend == BOTH else (backend,):
-            ids[name] = post(client, "/evaluations", {**body, "backend": name})["id"]
-            out.print(f"evaluation {ids[name]}", highlight=False)
-        if not watch:
-            return
-        ended = {name: follow(client, id, _POLL_SECONDS) for name, id in ids.items()}
-        if len(ended) == 2 and all(job["scores"] for job in ended.values()):
-            print_side_by_side(client, ended)
-    if any(job["status"] != "succeeded" for job in ended.values()):
+            made[name] = post(client, "/evaluations", {**body, "backend": name})
+            messages(as_json).print(f"evaluation {made[name]['id']}", highlight=False)
+        if watch:
+            made = {name: at_its_end(client, job["id"], _POLL_SECONDS, quiet=as_json) for name, job in made.items()}
+        if as_json:
+            print_json(made if backend == BOTH else made[backend])
+        elif len(made) == 2 and all(job["scores"] for job in made.values()):
+            print_side_by_side(client, made)
+    if watch and any(job["status"] != "succeeded" for job in made.values()):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -94,7 +96,7 @@ def print_differences(benchmark: str, verdicts: dict[str, dict[str, Verdict]]) -
     """verdicts: backend -> item and sample -> its prediction."""
     (first_name, first), (second_name, second) = verdicts.items()
     if first.keys() != second.keys():
-        err.print(f"[red]{benchmark}: the two answered different items[/]", highlight=False)
+        print_error(f"{benchmark}: the two answered different items")
         return
     pairs = {key: (first[key], second[key]) for key in first}
     same_text = sum(one.text == other.text for one, other in pairs.values())
@@ -103,6 +105,7 @@ def print_differences(benchmark: str, verdicts: dict[str, dict[str, Verdict]]) -
         f"{benchmark}: {len(pairs)} predictions, {same_text} of the same text, "
         f"{len(pairs) - len(differing)} of the same verdict",
         highlight=False,
+        markup=False,
     )
     if not differing:
         return

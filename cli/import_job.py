@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import EXIT_FAILED, connect, out, post, print_error, print_json, readable_errors
+from cli.client import EXIT_FAILED, AsJson, connect, messages, post, print_error, print_json, readable_errors
 from cli.submit import upload
-from cli.watch import follow
+from cli.watch import at_its_end
 
 _TAKEN = ("seed", "suffix", "metadata")
 _NUMBERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
@@ -33,6 +33,7 @@ def import_job(
     objective: Annotated[str, typer.Option(help="nll is what OpenAI trained; dft weighs each token.")] = "nll",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the request and submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Follow the job to its end.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Train again here what was fine-tuned at OpenAI: same rows, same hyperparameters."""
     try:
@@ -46,13 +47,21 @@ def import_job(
         return
     with readable_errors():
         client = connect()
-        body = {"model": model, "training_file": upload(client, training_file, {"model": model}), **request}
+        body = {
+            "model": model,
+            "training_file": upload(client, training_file, {"model": model}, messages(as_json)),
+            **request,
+        }
         if validation_file is not None:
-            body["validation_file"] = upload(client, validation_file, {"model": model})
-        job_id = post(client, "/fine_tuning/jobs", body)["id"]
-        out.print(f"job {job_id}", highlight=False)
-        if watch and follow(client, job_id, _POLL_SECONDS)["status"] != "succeeded":
-            raise typer.Exit(EXIT_FAILED)
+            body["validation_file"] = upload(client, validation_file, {"model": model}, messages(as_json))
+        job = post(client, "/fine_tuning/jobs", body)
+        messages(as_json).print(f"job {job['id']}", highlight=False)
+        if watch:
+            job = at_its_end(client, job["id"], _POLL_SECONDS, quiet=as_json)
+    if as_json:
+        print_json(job)
+    if watch and job["status"] != "succeeded":
+        raise typer.Exit(EXIT_FAILED)
 
 
 def request_of(job: Any, objective: str) -> dict[str, Any]:

@@ -1,10 +1,19 @@
 """The vlm-dft command: its list of subcommands, and nothing else.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no service answers.
+Exit codes: 0 done; 1 refused, or what was asked for failed (a job that did not succeed, a gate not passed, something
+needed that doctor misses); 2 wrong usage; 3 no service answers at OPENAI_BASE_URL.
+
+--json, which every command takes that shows or makes something: on standard output one JSON document, what the API
+answers where it answers it, and nothing else; messages, progress and logs go to standard error; exit codes are the
+same, and a job that failed is still printed. A command that was refused prints no document.
 """
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
+import structlog
 import typer
 
 from cli import (
@@ -18,6 +27,7 @@ from cli import (
     local,
     preflight,
     preview,
+    queue,
     report,
     serve,
     show,
@@ -31,8 +41,21 @@ from cli import (
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Fine-tune vision-language and text models with SFT or DFT on your own machine.",
+    help="Fine-tune vision-language and text models with SFT or DFT on your own machine. "
+    "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no service answers.",
 )
+
+
+@app.callback()
+def log_to_stderr() -> None:
+    """What the service's own code logs in here, as in `gc`, is no output of the command."""
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=_stderr_logger)
+
+
+def _stderr_logger(*_: Any) -> structlog.PrintLogger:
+    return structlog.PrintLogger(sys.stderr)
+
 
 app.command()(serve.up)
 app.command()(serve.migrate)
@@ -53,7 +76,8 @@ app.add_typer(benchmarks.benchmarks_app, name="benchmarks")
 app.command()(report.report)
 app.command()(table.table)
 app.command()(watch.watch)
-app.command()(show.jobs)
+app.command()(queue.jobs)
+app.command()(queue.workers)
 app.command()(show.logs)
 app.command()(show.histograms)
 app.command()(show.cancel)

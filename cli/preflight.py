@@ -7,8 +7,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from cli.client import EXIT_FAILED, connect, err, get, out, post, print_json, readable_errors
+from cli.client import (
+    EXIT_FAILED,
+    AsJson,
+    connect,
+    err,
+    get,
+    messages,
+    out,
+    post,
+    print_error,
+    print_json,
+    readable_errors,
+)
 from cli.submit import upload
 
 _POLL_SECONDS = 1.0
@@ -20,14 +33,12 @@ def preflight(
     training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
     model: Annotated[str, typer.Option(help="The model that would be tuned.")],
     rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows to look at.")] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at the data with the base model and say which objective suits it, and why."""
-    if as_json and not training_file.startswith("file-"):
-        raise typer.BadParameter("--json takes the id of an uploaded file (file-...)")
     with readable_errors():
         client = connect()
-        file_id = training_file if as_json else upload(client, training_file, {"model": model})
+        file_id = upload(client, training_file, {"model": model}, messages(as_json))
         body = {"model": model, "training_file": file_id, "num_rows": rows}
         found = post(client, "/fine_tuning/preflights", body)
         with err.status(f"preflight {found['id']}"):
@@ -39,8 +50,7 @@ def preflight(
     elif found["status"] == "succeeded":
         print_report(found["report"])
     else:
-        error = found["error"] or {}
-        err.print(f"[red]{found['status']}[/] {error.get('message', '')}", highlight=False)
+        print_error((found["error"] or {}).get("message", ""), word=found["status"])
     if found["status"] != "succeeded":
         raise typer.Exit(EXIT_FAILED)
 
@@ -48,11 +58,12 @@ def preflight(
 def print_report(report: dict[str, Any]) -> None:
     """Verdict and reasons first, the evidence below."""
     verdict = report["verdict"]
-    out.print(f"[bold green]{verdict['label']}[/]  ({verdict['rule']}, {report['num_rows']} rows)", highlight=False)
+    rest = f"  ({verdict['rule']}, {report['num_rows']} rows)"
+    out.print(Text.assemble((verdict["label"], "bold green"), rest))
     for reason in verdict["reasons"]:
-        out.print(f"  {reason}", highlight=False)
+        out.print(Text(f"  {reason}"))
     for change in verdict["would_change"]:
-        out.print(f"  would change it: {change}", highlight=False)
+        out.print(Text(f"  would change it: {change}"))
     table = Table("part", "tokens", "mean p", "p<0.01", "p<0.1", "entropy", "DFT discards", "0 .. p .. 1", box=None)
     for part in report["parts"]:
         if part["num_tokens"]:
@@ -62,7 +73,7 @@ def print_report(report: dict[str, Any]) -> None:
             table.add_row(part["part"], str(part["num_tokens"]), *cells, discards, bars(part["counts"]))
     out.print(table)
     for limit in verdict["limits"]:
-        out.print(f"[dim]{limit}[/]", highlight=False)
+        out.print(Text(limit, "dim"))
 
 
 def bars(counts: list[int]) -> str:

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from cli.client import connect, out, post, print_json, readable_errors
+from cli.client import AsJson, connect, messages, out, post, print_json, readable_errors
 from cli.submit import upload
 
 TRAINED_STYLE = "bold green"
@@ -22,12 +22,12 @@ def preview(
     rows: Annotated[int, typer.Option(min=1, max=20, help="How many rows.")] = 3,
     first_row: Annotated[int, typer.Option(min=1, help="1: the file's first one.")] = 1,
     max_length_tokens: Annotated[int, typer.Option(min=8)] = 4096,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print rows as they are trained: trained text green, pictures magenta, the rest dim."""
     with readable_errors():
         client = connect()
-        file_id = upload(client, training_file, {"model": model}) if not as_json else _quietly(client, training_file)
+        file_id = upload(client, training_file, {"model": model}, messages(as_json))
         body = {"model": model, "training_file": file_id, "num_rows": rows, "first_row": first_row}
         shown = post(client, "/fine_tuning/preview", {**body, "max_length_tokens": max_length_tokens})
     if as_json:
@@ -35,13 +35,6 @@ def preview(
         return
     for row in shown["data"]:
         print_row(row, shown["max_length_tokens"])
-
-
-def _quietly(client: Any, training_file: str) -> str:
-    """With --json nothing else may be printed: only the id of a file that is there already is taken."""
-    if not training_file.startswith("file-"):
-        raise typer.BadParameter("--json takes the id of an uploaded file (file-...)")
-    return training_file
 
 
 def print_row(row: dict[str, Any], max_length_tokens: int) -> None:

@@ -9,14 +9,14 @@ import openai
 import typer
 from rich.text import Text
 
-from cli.client import EXIT_FAILED, connect, err, get, out, print_error, print_json, readable_errors
+from cli.client import EXIT_FAILED, AsJson, connect, err, get, out, print_error, print_json, readable_errors
 from cli.comparison_table import pair_line
 
 
 def report(
     job_id: Annotated[str, typer.Argument(help="ftjob-...")],
     html: Annotated[Path | None, typer.Option(help="Write the page there.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as the API answers it.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a fine-tuned model is worth; exit code 1 if the job has a gate and the model does not pass it."""
     with readable_errors():

@@ -1,4 +1,4 @@
-"""Look and cancel: `vlm-dft jobs`, `logs`, `histograms`, `cancel`, `models`, through the openai client."""
+"""Look and cancel: `vlm-dft logs`, `histograms`, `cancel`, `models`, through the openai client."""
 
 from __future__ import annotations
 
@@ -6,42 +6,32 @@ import time
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from cli.client import AsJson, connect, get, out, post, print_json, readable_errors
-from cli.watch import TERMINAL, job_path
+from cli.watch import TERMINAL, job_path, wait_quietly
 
 _FOLLOW_SECONDS = 1.0
-JOB_ID_WIDTH = 30
 _BARS = " ▁▂▃▄▅▆▇█"
 
 models_app = typer.Typer(help="List and delete models.", invoke_without_command=True)
-
-
-def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: AsJson = False) -> None:
-    """List the newest fine-tuning jobs."""
-    with readable_errors():
-        page = get(connect(), "/fine_tuning/jobs", limit=limit)
-    if as_json:
-        print_json(page)
-        return
-    table = Table(Column("job", min_width=JOB_ID_WIDTH), "phase", "model", "objective", "step", "created", box=None)
-    for job in page["data"]:
-        progress = job.get("progress") or {}
-        step = f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
-        table.add_row(job["id"], job.get("phase"), job["model"], job.get("objective"), step, created)
-    out.print(table)
 
 
 def logs(
     job_id: Annotated[str, typer.Argument()],
     tail_bytes: Annotated[int, typer.Option(min=1, max=2**20)] = 16384,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the end of the trainer's log."""
     with readable_errors():
         client = connect()
+        if as_json:
+            if follow:
+                wait_quietly(client, job_id, _FOLLOW_SECONDS)
+            print_json(get(client, f"{job_path(job_id)}/logs", tail_bytes=tail_bytes))
+            return
         text = get(client, f"{job_path(job_id)}/logs", tail_bytes=tail_bytes)["text"]
         out.print(text, end="", markup=False, highlight=False)
         while follow and get(client, job_path(job_id))["status"] not in TERMINAL:
@@ -109,13 +99,18 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
         return
     table = Table(Column("model", overflow="fold"), "owner", "parent", "objective", box=None)
     for model in page["data"]:
-        table.add_row(model["id"], model["owned_by"], model.get("parent"), model.get("objective"))
+        table.add_row(
+            escape(model["id"]), escape(model["owned_by"]), escape(model.get("parent") or ""), model.get("objective")
+        )
     out.print(table)
 
 
 @models_app.command()
-def delete(name: Annotated[str, typer.Argument()]) -> None:
+def delete(name: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
     """Delete a tuned model and its weights."""
     with readable_errors():
-        connect().models.delete(name)
-    out.print(f"deleted {name}", highlight=False)
+        deleted = connect().models.delete(name)
+    if as_json:
+        print_json(deleted.to_dict())
+        return
+    out.print(f"deleted {name}", highlight=False, markup=False)

@@ -10,8 +10,20 @@ import openai
 import typer
 from rich.console import Console
 
-from cli.client import EXIT_FAILED, AsJson, connect, err, get, out, post, print_error, print_json, readable_errors
-from cli.watch import follow, job_dict, wait_quietly
+from cli.client import (
+    EXIT_FAILED,
+    AsJson,
+    connect,
+    err,
+    get,
+    messages,
+    out,
+    post,
+    print_error,
+    print_json,
+    readable_errors,
+)
+from cli.watch import at_its_end, job_dict
 from vlm_dft.results import RowProblem
 
 CHUNKED_ABOVE_BYTES = 256 * 2**20
@@ -57,9 +69,8 @@ def submit(
         extra["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
     with readable_errors():
         client = connect()
-        told = err if as_json else out
-        training = upload(client, training_file, options, told)
-        validation = upload(client, validation_file, options, told) if validation_file else None
+        training = upload(client, training_file, options, messages(as_json))
+        validation = upload(client, validation_file, options, messages(as_json)) if validation_file else None
         job = client.fine_tuning.jobs.create(
             model=model,
             training_file=training,
@@ -69,9 +80,9 @@ def submit(
             method={"type": "supervised", "supervised": supervised},  # pyright: ignore[reportArgumentType] - our keys
             extra_body=extra,
         )
-        told.print(f"job {job.id}", highlight=False)
+        messages(as_json).print(f"job {job.id}", highlight=False)
         watch = watch and start
-        ended = (wait_quietly if as_json else follow)(client, job.id, _POLL_SECONDS) if watch else None
+        ended = at_its_end(client, job.id, _POLL_SECONDS, quiet=as_json) if watch else None
     if as_json:
         print_json(ended or job_dict(job))
     elif ended is None:
@@ -80,7 +91,7 @@ def submit(
         raise typer.Exit(EXIT_FAILED)
 
 
-def upload(client: openai.OpenAI, name: str, options: dict[str, Any], told: Console = out) -> str:
+def upload(client: openai.OpenAI, name: str, options: dict[str, Any], told: Console) -> str:
     """File id of a validated file: an id is taken as it is, a directory is registered, a file uploaded.
 
     told: where what validation found is printed.

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import openai
 import typer
 
-from cli.client import EXIT_FAILED, connect, get, out, print_error, readable_errors
+from cli.client import EXIT_FAILED, AsJson, connect, get, out, print_error, print_json, readable_errors
 from cli.watch import job_path
-from vlm_dft.evaluation.paper_table import paper_table
+from vlm_dft.evaluation.paper_table import paper_table, paper_values
 from vlm_dft.results import Score
 
 _ARMS = {None: "base", "nll": "SFT", "dft": "DFT"}
@@ -18,6 +18,7 @@ _ARMS = {None: "base", "nll": "SFT", "dft": "DFT"}
 def table(
     ids: Annotated[list[str], typer.Argument(help="eval-... or ftjob-..., in the order of the rows.")],
     labels: Annotated[str | None, typer.Option(help="Comma-separated, one per row, in the place of ours.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print evaluations of a base model and its SFT and DFT arms as the DFT paper's Table 4 or Table 1."""
     rows: dict[str, list[Score]] = {}
@@ -35,10 +36,19 @@ def table(
             raise typer.BadParameter(f"--labels takes {len(rows)} different names here ({', '.join(rows)})")
         rows = dict(zip(given, rows.values(), strict=True))
     try:
-        out.print(paper_table(rows), highlight=False, markup=False)
+        printed = paper_table(rows)
     except ValueError as error:
         print_error(str(error))
         raise typer.Exit(EXIT_FAILED) from None
+    if as_json:
+        print_json({"tables": paper_values(rows), "scores": _documents(rows)})
+    else:
+        out.print(printed, highlight=False, markup=False)
+
+
+def _documents(rows: dict[str, list[Score]]) -> dict[str, Any]:
+    """Where the values come from, and all that a reader must know of them."""
+    return {label: [score.model_dump(mode="json") for score in scores] for label, scores in rows.items()}
 
 
 def _rows(client: openai.OpenAI, job: dict[str, Any]) -> dict[str, list[Score]]:

@@ -10,7 +10,7 @@ import typer
 from openai.types.fine_tuning import FineTuningJob
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from cli.client import EXIT_FAILED, connect, err, get, out, print_error, print_json, readable_errors
+from cli.client import EXIT_FAILED, AsJson, connect, err, get, out, print_error, print_json, readable_errors
 from cli.sparkline import sparkline
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -21,11 +21,11 @@ _LEVEL_STYLE = {"warn": "yellow", "error": "red"}
 def watch(
     job_id: Annotated[str, typer.Argument(help="ftjob-..., eval-... or preflight-...")],
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the job as the API answers it at its end.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Follow a job until it ends; exit code 0 only if it succeeded."""
     with readable_errors():
-        job = wait_quietly(connect(), job_id, poll_seconds) if as_json else follow(connect(), job_id, poll_seconds)
+        job = at_its_end(connect(), job_id, poll_seconds, quiet=as_json)
     if as_json:
         print_json(job)
     if job["status"] != "succeeded":
@@ -150,6 +150,11 @@ def print_scores(job: dict[str, Any]) -> None:
         out.print(score_table(by_role(scores), categories=True), highlight=False, markup=False)
     if failure := job.get("evaluation_error"):
         print_error(f"{failure['code']}: {failure['message']}", word="evaluation failed")
+
+
+def at_its_end(client: openai.OpenAI, job_id: str, poll_seconds: float, *, quiet: bool) -> dict[str, Any]:
+    """The job's last state; told on the way there, unless quiet."""
+    return (wait_quietly if quiet else follow)(client, job_id, poll_seconds)
 
 
 def job_dict(job: FineTuningJob) -> dict[str, Any]:

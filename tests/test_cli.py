@@ -178,15 +178,18 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(service: RunningService) 
     assert "VLM_DFT_BROKER_URL" in answer.stdout
     assert "base models: tiny-vl" in answer.stdout
     assert "ok      service" in answer.stdout
+    found = json.loads(service.run("doctor", "--json").stdout)
+    assert (found["ok"], found["data"][0]["name"]) == (True, "python")
 
 
 def test_train_needs_no_service(directory: Path, tmp_path: Path) -> None:
     model = directory / "data" / "models" / "base" / "tiny-vl"
     command = [COMMAND, "train", directory / "train.tar.gz", "--model", model, "--run-dir", tmp_path / "run"]
     numbers = ["--set", "max_steps=2", "--set", "batch_size=4", "--set", "objective.weight_floor=0.1"]
-    answer = subprocess.run([*command, *numbers], capture_output=True, text=True)
+    answer = subprocess.run([*command, *numbers, "--json"], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "8 valid of 8 rows" in answer.stdout
+    assert "8 valid of 8 rows" in answer.stderr
+    assert json.loads(answer.stdout)["train"]["steps"] == 2
     assert (tmp_path / "run" / "export" / "config.json").exists()
     wrong = subprocess.run([*command, "--set", "batch_size=-1"], capture_output=True, text=True)
     assert wrong.returncode == 2

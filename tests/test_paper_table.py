@@ -105,6 +105,14 @@ def test_three_evaluations_are_printed_by_one_command(api: Api) -> None:
     rows = [line.split("|") for line in printed.output.splitlines() if line.startswith("|")]
     assert [row[1].strip() for row in rows[2:]] == ["base", "SFT", "DFT"]
     assert [row[-2].strip() for row in rows[2:]] == ["10.00", "20.00", "30.00"]
+    answered = json.loads(CliRunner().invoke(app, ["table", *ids, "--json"]).stdout)
+    (values,) = answered["tables"]
+    assert [(label, round(row["WeMath"], 6)) for label, row in values.items()] == [
+        ("base", 0.1),
+        ("SFT", 0.2),
+        ("DFT", 0.3),
+    ]
+    assert answered["scores"]["DFT"][0]["model_sha256"] == "c"
     named = CliRunner().invoke(app, ["table", *ids, "--labels", "Qwen,a,b"])
     assert "| Qwen |" in named.output
     other = evaluated(api, "tiny", scores_of("d", 0.4, judge="gpt"))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
 import pytest
-from api_server import Api, serve
+from api_server import JSONL, Api, serve
 from databases import copied_sqlite
 from datasets_for_tests import picture_row, text_row, write_dataset
+from throwaway import wait_until
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -95,6 +97,25 @@ def test_the_api_and_the_command_show_a_file_as_it_is_trained(api: Api, monkeypa
     assert (row["row"], row["supervised_tokens"]) == ("test.jsonl:2", 2)
     (span,) = row["trained_spans"]
     assert row["text"][span["start"] : span["end"]] == "4<|im_end|>"
+
+
+def test_json_of_a_local_file_comes_after_its_checks_and_alone(
+    api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = api.client()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{api.url}/v1")
+    (tmp_path / "mine.jsonl").write_bytes(JSONL)
+
+    def validate() -> None:
+        wait_until(lambda: client.files.list().data, 10, "it is uploaded")
+        api.settle(client.files.list().data[0].id, [turns(1, "What is 1 + 1?", "2")])
+
+    with ThreadPoolExecutor(1) as worker:
+        validated = worker.submit(validate)
+        shown = CliRunner().invoke(app, ["preview", str(tmp_path / "mine.jsonl"), "--model", "tiny", "--json"])
+        validated.result()
+    assert [row["row"] for row in json.loads(shown.stdout)["data"]] == ["test.jsonl:1"]
+    assert "mine.jsonl: 1 valid of 1 rows" in shown.stderr
 
 
 def test_the_command_colours_what_is_trained() -> None:

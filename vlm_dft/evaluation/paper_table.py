@@ -19,15 +19,24 @@ Column = Callable[[Sequence[Score]], float | None]
 def paper_table(rows: Mapping[str, Sequence[Score]]) -> str:
     """Markdown; rows: label -> scores of one model. Raises ValueError naming the benchmark and what differs."""
     notes = _checked(rows)
-    kinds = {score.kind for scores in rows.values() for score in scores}
-    parts = []
-    if kinds & {"mathverse", "mathvision", "wemath"}:
-        parts.append(_table(rows, _table_4()))
-    if "text_math" in kinds:
-        parts.append(_table(rows, _table_1(rows)))
-    if "custom" in kinds:
+    parts = [_markdown(table) for table in paper_values(rows)]
+    if any(score.kind == "custom" for scores in rows.values() for score in scores):
         notes.append("Custom benchmarks have no place in the paper's tables.")
     return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
+
+
+def paper_values(rows: Mapping[str, Sequence[Score]]) -> list[dict[str, dict[str, float | None]]]:
+    """The tables that paper_table prints: label -> column -> value from 0 to 1, None where there is none."""
+    kinds = {score.kind for scores in rows.values() for score in scores}
+    tables = []
+    if kinds & {"mathverse", "mathvision", "wemath"}:
+        tables.append(_table_4())
+    if "text_math" in kinds:
+        tables.append(_table_1(rows))
+    return [
+        {label: {name: column(scores) for name, column in columns.items()} for label, scores in rows.items()}
+        for columns in tables
+    ]
 
 
 def _table_4() -> dict[str, Column]:
@@ -72,11 +81,10 @@ def _named(name: str) -> Column:
     return lambda scores: next((score.value for score in scores if score.benchmark == name), None)
 
 
-def _table(rows: Mapping[str, Sequence[Score]], columns: Mapping[str, Column]) -> str:
-    lines = [["", *columns]]
-    for label, scores in rows.items():
-        values = [column(scores) for column in columns.values()]
-        lines.append([label, *(ABSENT if value is None else f"{100 * value:.2f}" for value in values)])
+def _markdown(table: Mapping[str, Mapping[str, float | None]]) -> str:
+    lines = [["", *next(iter(table.values()))]]
+    for label, values in table.items():
+        lines.append([label, *(ABSENT if value is None else f"{100 * value:.2f}" for value in values.values())])
     return "\n".join(aligned(lines))
 
 
