@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from api_server import Api, serve
 from databases import copied_sqlite
 from test_import_job import ANSWERED
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.main import app, log_to_stderr
 from service.jobs import store
 from service.jobs.phases import Queue
 from service.settings import get_settings
@@ -150,3 +151,16 @@ def test_a_refusal_leaves_standard_output_empty(api: Api, monkeypatch: pytest.Mo
     answer = CliRunner().invoke(app, ["workers", "--json"])
     assert (answer.exit_code, answer.stdout) == (3, "")
     assert "http://[::1]:9/v1" in answer.stderr
+
+
+def test_what_our_own_code_logs_is_no_output_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    try:
+        log_to_stderr()
+        structlog.get_logger("service").error("a GPU does not answer")
+    finally:
+        structlog.configure(**before)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "a GPU does not answer" in told.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -67,7 +68,8 @@ def test_backup_and_restore_by_command(database: Database, tmp_path: Path, monke
     assert runner.invoke(app, ["backup", str(tmp_path / "backup")]).exit_code == 1
     monkeypatch.setenv("VLM_DFT_DATA_DIR", str(tmp_path / "new"))
     get_settings.cache_clear()
-    assert runner.invoke(app, ["restore", str(tmp_path / "backup")]).exit_code == 0
+    answered = json.loads(runner.invoke(app, ["restore", str(tmp_path / "backup"), "--json"]).stdout)
+    assert answered == {"path": str(tmp_path / "backup"), "missing": []}
     restored = Database(f"sqlite:///{tmp_path / 'new' / 'vlm-dft.db'}")
     with restored.read() as s:
         assert s.scalars(select(Job.run_path)).one() == str(tmp_path / "new" / "runs" / job_id)
