@@ -77,7 +77,9 @@ class Rehearsal:
         base = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
         base["PATH"] = f"{Path(sys.executable).parent}:{base['PATH']}"
         base["OMP_NUM_THREADS"] = "1"
-        return base | {key: self.local(str(value)) for key, value in self.services[name]["environment"].items()}
+        chosen = self.services[name]["environment"]
+        # An empty default is null once it is put into the text that YAML reads; compose puts it in afterwards.
+        return base | {key: self.local("" if value is None else str(value)) for key, value in chosen.items()}
 
     def command(self, name: str) -> list[str]:
         return [self.local(str(word)) for word in self.services[name]["command"]]

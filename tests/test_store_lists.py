@@ -50,6 +50,24 @@ def test_each_step_is_reported_once_over_all_attempts(database: Database) -> Non
     assert metrics[1]["train_loss"] == 1.5
 
 
+def test_a_checkpoint_that_was_pruned_while_nobody_looked_is_forgotten(database: Database) -> None:
+    submit(database)
+    first = claim(database)
+    paths = [first.run_path / "checkpoints" / f"step-{step:06d}" for step in (10, 20)]
+    with database.write() as s:
+        for step, path in zip((10, 20), paths, strict=True):
+            assert store.record_checkpoint(s, first, run_dir.Checkpoint(path, step, {}))
+        store.crash(s, first, "exit code 1", CRASHED, max_crashes=3)
+    second = claim(database)
+    with database.write() as s:
+        own = run_dir.Checkpoint(second.run_path / "checkpoints" / "step-000030", 30, {})
+        assert store.record_checkpoint(s, second, own)
+        assert store.forget_missing(s, second, paths[1:])
+        assert not store.forget_missing(s, first, [])
+    with database.read() as s:
+        assert [row.step for row in store.list_checkpoints(s, first.job_id).rows] == [30, 20]
+
+
 def test_a_checkpoint_redone_by_a_later_attempt_replaces_the_row(database: Database) -> None:
     submit(database)
     first = claim(database)

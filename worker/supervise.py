@@ -56,13 +56,17 @@ class _Stopping:
     deadline: float
 
 
+def checkpoints_before(claim: store.Claim) -> list[Checkpoint]:
+    """Complete checkpoints of earlier attempts, on disk."""
+    return [checkpoint for path in claim.previous_run_paths for checkpoint in RunDir(path).complete_checkpoints()]
+
+
 def newest_checkpoint(claim: store.Claim) -> Checkpoint | None:
     """The complete checkpoint to resume from: the furthest one on disk, of whichever attempt; None: start anew.
 
     The rows are not asked: the worker that should have recorded the last checkpoint may have died before it could.
     """
-    found = [checkpoint for path in claim.previous_run_paths for checkpoint in RunDir(path).complete_checkpoints()]
-    return max(found, key=lambda checkpoint: checkpoint.step, default=None)
+    return max(checkpoints_before(claim), key=lambda checkpoint: checkpoint.step, default=None)
 
 
 def earlier_metrics(claim: store.Claim, to_step: int) -> list[dict[str, Any]]:
@@ -260,6 +264,8 @@ class Attempt:
         """Once: the step to resume from as the disk, not the rows, has it, and what was never told of the way there."""
         if self._is_resume_noted:
             return
+        if self._mirror is None:  # with one, what is complete is decided by the object store
+            store.forget_missing(session, self._claim, [each.path for each in checkpoints_before(self._claim)])
         if self._resume_step != self._claim.resume_step:
             store.note_resume(session, self._claim, self._resume_step)
         store.record_metrics(session, self._claim, self._untold)

@@ -67,6 +67,20 @@ def forget_checkpoints(s: Session, claim: Claim, kept_steps: Collection[int]) ->
     return True
 
 
+def forget_missing(s: Session, claim: Claim, complete: Collection[Path]) -> bool:
+    """Delete the rows of earlier attempts' checkpoints that are not on disk. False: lease lost.
+
+    A trainer that prunes one and a worker that dies before it can tell of it leave such a row behind.
+    complete: paths of the complete checkpoints of earlier attempts.
+    """
+    if lock_held(s, claim) is None:
+        return False
+    rows = s.scalars(select(Checkpoint).where(Checkpoint.job_id == claim.job_id)).all()
+    earlier = [row for row in rows if not Path(row.path).is_relative_to(claim.run_path)]
+    s.execute(delete(Checkpoint).where(Checkpoint.id.in_([r.id for r in earlier if Path(r.path) not in complete])))
+    return True
+
+
 def newest_checkpoint(s: Session, job_id: str) -> Checkpoint | None:
     """The one with the largest step, whichever attempt wrote it."""
     return s.scalars(

@@ -4,7 +4,7 @@ submission   submit, submit_once              queries      get_job, list_jobs, l
 leases       claim, renew, wanted_stop,       waiting      Places, queue_position, requeue_silent
              release, crash, reap, ...        order        ClaimOrder
 completion   succeed, fail, cancelled,        events       add_event, record_metrics, list_events
-             cancel                           checkpoints  record_checkpoint, forget_checkpoints, list_checkpoints
+             cancel                           checkpoints  record_checkpoint, forget_checkpoints, forget_missing, list_checkpoints
 control      pause, resume, start,            workers      register_worker, heartbeat_worker, list_workers, ...
              set_priority, expire_deadlines
 
@@ -12,7 +12,13 @@ Every function takes a Session first and never commits: the caller's ``with data
 writes is conditional on its Claim; the answer None or False means that the lease is lost.
 """
 
-from service.jobs.checkpoints import forget_checkpoints, list_checkpoints, newest_checkpoint, record_checkpoint
+from service.jobs.checkpoints import (
+    forget_checkpoints,
+    forget_missing,
+    list_checkpoints,
+    newest_checkpoint,
+    record_checkpoint,
+)
 from service.jobs.completion import cancel, cancelled, fail, succeed
 from service.jobs.control import expire_deadlines, pause, resume, set_priority, start, timeout_error
 from service.jobs.events import add_event, list_events, record_metrics
@@ -47,6 +53,7 @@ __all__ = [
     "expire_deadlines",
     "fail",
     "forget_checkpoints",
+    "forget_missing",
     "forget_dead_workers",
     "forget_old_keys",
     "forget_worker",

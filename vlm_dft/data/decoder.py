@@ -110,8 +110,8 @@ class _Process:
             return None
         self._setup = b""
         deadline = time.monotonic() + wall_seconds
-        while not select.select([stdout], [], [], 0.2)[0]:
-            if time.monotonic() > deadline:
+        while not select.select([stdout], [], [], max(0.0, min(0.2, deadline - time.monotonic())))[0]:
+            if time.monotonic() >= deadline:
                 return None
         line = stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None

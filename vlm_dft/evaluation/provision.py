@@ -293,7 +293,10 @@ def _check_sums(path: Path, name: str, digests: dict[str, str], checksum: str | 
 
 def check_published(config: BenchmarkConfig) -> None:
     """Raises BenchmarkError for a file that was put there by hand under a published name and is another one."""
-    path = find_source(config.kind, config.path, RULES[config.kind].NAMES)
+    try:
+        path = find_source(config.kind, config.path, RULES[config.kind].NAMES)
+    except BenchmarkError:
+        return  # told when it is to be read, after what is wrong with the settings
     if path.suffix.lower() != ".tsv" or path.stem not in PUBLISHED or (path.parent / MANIFEST_NAME).is_file():
         return
     try:
