@@ -79,7 +79,7 @@ def test_torchs_own_kernel_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"backend": "triton"}, ConfigError, "unknown backend 'triton': there are auto, torch, linear_cross_entropy"),
+        ({"backend": "xla"}, ConfigError, "unknown backend 'xla': there are auto, torch, linear_cross_entropy, triton"),
         ({"tolerance": -1e-6}, ConfigError, "at least 0 and below 1"),
         ({"tolerance": float("nan")}, ConfigError, "at least 0 and below 1"),
         ({"statistics": "most"}, ConfigError, "there are all, target"),

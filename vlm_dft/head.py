@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from vlm_dft import objectives
 from vlm_dft.errors import ConfigError
-from vlm_dft.heads import linear_cross_entropy
+from vlm_dft.heads import linear_cross_entropy, triton_head
 from vlm_dft.heads.chunks import Request, RowResults, compute
 from vlm_dft.heads.projection import Projection
 from vlm_dft.objectives import Objective
@@ -26,7 +26,7 @@ from vlm_dft.objectives import Objective
 IGNORED: Final = -100
 """The label of a row that is not supervised."""
 
-BACKENDS: Final = ("auto", "torch", "linear_cross_entropy")
+BACKENDS: Final = ("auto", "torch", "linear_cross_entropy", "triton")
 
 STATISTICS: Final = (
     "objective_sum",
@@ -103,7 +103,8 @@ def objective_loss(
     exact. 0: exact gradients. 1e-6: errors below 1e-3; 1e-5 is a tenth faster, its errors are 3 to 5 times as large.
 
     ``statistics="target"`` leaves out what needs more than the target's log-probability: entropy_sum and correct_count
-    are NaN. ``backend``: torch serves everything; linear_cross_entropy needs "target" and tolerance 0; auto is torch.
+    are NaN. ``backend``: torch serves everything; linear_cross_entropy needs "target" and tolerance 0; triton needs
+    CUDA, tolerance 0, no anchor to a reference model; auto is torch.
     ``segments_N`` says which sequence a row belongs to, whole sequences in one call; ``ref_logp_N`` is the target's
     log-probability under a reference model; ``ref_hidden_ND``, ``ref_weight_VD`` and ``ref_bias_V`` are such a model's
     states and head. Objectives that need them say so (``Objective.needs_...``), others do not look at them.
@@ -132,8 +133,9 @@ def objective_loss(
         ref_logp_N=ref_logp_N[rows_M] if chosen.needs_ref_logp and ref_logp_N is not None else None,
         segments_N=_numbered(segments_N[rows_M]) if chosen.needs_segments and segments_N is not None else None,
     )
-    if backend == "linear_cross_entropy":
-        loss, results = linear_cross_entropy.compute(hidden_ND[rows_M], weight_VD, bias_V, request)
+    if backend in ("linear_cross_entropy", "triton"):
+        served_by = linear_cross_entropy if backend == "linear_cross_entropy" else triton_head
+        loss, results = served_by.compute(hidden_ND[rows_M], weight_VD, bias_V, request)
     else:
         held: list[RowResults] = []
         loss = _Head.apply(hidden_ND[rows_M], weight_VD, bias_V, request, held, torch.is_grad_enabled())
