@@ -88,7 +88,7 @@ class Storm:
             self._faults += [self.crash_postgres]
 
     def rage(self, seconds: float) -> None:
-        """Faults every second or so, with the user submitting, cancelling and pausing in between."""
+        """About two faults a second, with the user submitting, cancelling and pausing in between."""
         end, next_fault = time.monotonic() + seconds, 0.0
         while (now := time.monotonic()) < end:
             self.service.tend(self.random)
@@ -97,7 +97,7 @@ class Storm:
                 fault = self.random.choice(self._faults)
                 if fault():
                     self.report.faults[fault.__name__] += 1
-                    next_fault = now + self.random.uniform(0.3, 2.0)
+                    next_fault = now + self.random.uniform(0.1, 0.9)
             time.sleep(0.1)
 
     def settle(self) -> Report:
