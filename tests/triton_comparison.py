@@ -25,7 +25,7 @@ class Case:
     """One call. No size is a multiple of a tile."""
 
     objective: str
-    sizes_NDV: tuple[int, int, int] = (17, 24, 130)  # noqa: N815  shapes are suffixes
+    sizes_NDV: tuple[int, int, int] = (17, 24, 130)
     dtype: torch.dtype = torch.float32
     bias: bool = False
     frozen_weight: bool = False

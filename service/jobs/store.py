@@ -4,7 +4,7 @@ submission   submit, submit_once              queries      get_job, list_jobs, l
 leases       claim, renew, wanted_stop,       waiting      Places, queue_position, requeue_silent
              release, crash, reap, ...        order        ClaimOrder
 completion   succeed, fail, cancelled,        events       add_event, record_metrics, list_events
-             cancel                           checkpoints  record_checkpoint, forget_checkpoints, forget_missing, list_checkpoints
+             cancel                           checkpoints  record_checkpoint, forget_..., list_checkpoints
 control      pause, resume, start,            workers      register_worker, heartbeat_worker, list_workers, ...
              set_priority, expire_deadlines
 
@@ -53,8 +53,8 @@ __all__ = [
     "expire_deadlines",
     "fail",
     "forget_checkpoints",
-    "forget_missing",
     "forget_dead_workers",
+    "forget_missing",
     "forget_old_keys",
     "forget_worker",
     "get_job",
