@@ -112,8 +112,8 @@ class _Decision:
     def _no_noise(self) -> tuple[ObjectiveConfig, str, list[str]]:
         reasons = [
             f"The model gives hardly any of your words ({self.improbable_words} of {self.num_words}) a probability "
-            "below 0.1: there is nothing for DFT to leave out, and of what the model half knows SFT learns more. What it "
-            "is sure of already, neither changes much.",
+            "below 0.1: there is nothing for DFT to leave out, and of what the model half knows SFT learns more. "
+            "What it is sure of already, neither changes much.",
         ]
         return ObjectiveConfig(name="nll"), "nll (SFT)", reasons
 
