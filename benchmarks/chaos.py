@@ -1,8 +1,9 @@
 """``python -m benchmarks chaos --minutes N --seed S``: storms of faults over the whole service, on both stacks.
 
 Runs tests/test_chaos.py from the checkout, which starts the service as processes, kills what it can at random, and
-checks every promise afterwards; and the control, which takes the trainer's leases away and must show overlaps. One JSON
-line: faults, jobs, attempts, lost, overlapping executions. There is no ratio and no timing in it.
+checks every promise afterwards; and the control, which takes the trainer's leases away and must show overlaps. With
+--trainer steps the jobs take steps without weights, and two faults come in a second; real is the real trainer, which
+loads for seconds. One JSON line: faults, jobs, attempts, lost, overlapping executions; no ratio and no timing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults, over both stacks together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stack", choices=("embedded", "team", "both"), default="both")
+    parser.add_argument("--trainer", choices=("steps", "real"), default="steps", help="what the jobs run")
     options = parser.parse_args(arguments)
     stacks = ["embedded", "team"] if options.stack == "both" else [options.stack]
     with tempfile.TemporaryDirectory() as directory:
@@ -33,14 +35,15 @@ def main(arguments: list[str]) -> int:
         environment = os.environ | {
             "VLM_DFT_CHAOS_SECONDS": str(60 * options.minutes / len(stacks)),
             "VLM_DFT_CHAOS_SEED": str(options.seed),
+            "VLM_DFT_CHAOS_TRAINER": options.trainer,
             "VLM_DFT_CHAOS_REPORT": str(report),
         }
         storms = [f"test_chaos.py::test_a_storm_loses_no_job_and_overlaps_none[{stack}]" for stack in stacks]
         codes = [_pytest(environment, storm) for storm in storms]
         control = _pytest(environment, CONTROL)
         lines = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
-    line = {"benchmark": "chaos", "seed": options.seed, **_total(lines), "control_shows_overlaps": control == 0}
-    print(json.dumps({**line, "stacks": lines}))
+    asked = {"benchmark": "chaos", "trainer": options.trainer, "seed": options.seed}
+    print(json.dumps({**asked, **_total(lines), "control_shows_overlaps": control == 0, "stacks": lines}))
     return int(any(codes) or control != 0 or len(lines) != len(stacks))
 
 

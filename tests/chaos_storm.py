@@ -66,7 +66,17 @@ class Report:
 class Storm:
     """Faults at random moments, and a user at work meanwhile."""
 
-    def __init__(self, service: ChaosService, seed: int, file_id: str, *, jobs_at_once: int = 4) -> None:
+    def __init__(
+        self,
+        service: ChaosService,
+        seed: int,
+        file_id: str,
+        *,
+        jobs_at_once: int = 4,
+        pause_seconds: tuple[float, float] = (0.1, 0.9),
+    ) -> None:
+        """pause_seconds: between two faults."""
+        self.pause_seconds = pause_seconds
         self.service, self.file_id, self.jobs_at_once = service, file_id, jobs_at_once
         self.random = random.Random(seed)
         self.submissions: list[Submission] = []
@@ -88,7 +98,7 @@ class Storm:
             self._faults += [self.crash_postgres]
 
     def rage(self, seconds: float) -> None:
-        """About two faults a second, with the user submitting, cancelling and pausing in between."""
+        """Fault upon fault, with the user submitting, cancelling and pausing in between."""
         end, next_fault = time.monotonic() + seconds, 0.0
         while (now := time.monotonic()) < end:
             self.service.tend(self.random)
@@ -97,7 +107,7 @@ class Storm:
                 fault = self.random.choice(self._faults)
                 if fault():
                     self.report.faults[fault.__name__] += 1
-                    next_fault = now + self.random.uniform(0.1, 0.9)
+                    next_fault = now + self.random.uniform(*self.pause_seconds)
             time.sleep(0.1)
 
     def settle(self) -> Report:
@@ -241,6 +251,9 @@ class Storm:
                 continue
             report.ended[job.phase] += 1
             self._look_at(each, job, sorted(events[job.id], key=lambda event: event.seq), attempts[job.id])
+        trained = [job.result["train"] for job in jobs.values() if job.phase == Phase.SUCCEEDED and job.result]
+        if len({train["model_sha256"] for train in trained}) > 1:
+            report.broken.append("the same request gave several models")
         for checkpoint in checkpoints:
             if not (Path(checkpoint.path) / CHECKPOINT_MARKER).is_file():
                 report.broken.append(f"{checkpoint.name}: the checkpoint is not complete")
