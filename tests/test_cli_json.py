@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from cli.client import out
 from cli.main import app, log_to_stderr
 from service.jobs import store
 from service.jobs.phases import Queue
@@ -119,7 +120,9 @@ def test_commands_of_a_client_print_json(api: Api, tmp_path: Path) -> None:
     assert run("eval", "tiny", "--benchmarks", "WeMath", "--no-watch")["object"] == "evaluation"
 
 
-def test_jobs_and_workers_are_shown_as_the_dashboard_shows_them(api: Api) -> None:
+def test_jobs_and_workers_are_shown_as_the_dashboard_shows_them(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    # COLUMNS would be read when the module is first imported, by whichever test does that.
+    monkeypatch.setattr(out, "_width", 200)
     client = api.client()
     file_id = api.ready_file(client)
     jobs = [client.fine_tuning.jobs.create(model="tiny", training_file=file_id) for _ in range(3)]
@@ -128,13 +131,12 @@ def test_jobs_and_workers_are_shown_as_the_dashboard_shows_them(api: Api) -> Non
         store.register_worker(s, "test:worker:1", host="box", queue=Queue.GPU, pid=1, devices=[GPU], versions={})
         progress = Progress(phase="running", step=3, total_steps=12, seconds_remaining=185.0)
         assert store.renew(s, claim, 60.0, progress)
-    environment = {"COLUMNS": "200"}
-    printed = CliRunner().invoke(app, ["jobs"], env=environment).stdout
+    printed = CliRunner().invoke(app, ["jobs"]).stdout
     third, second, first = (line for line in printed.splitlines() if "ftjob-" in line)
     assert "step 3/12, 3 min 05 s left" in first
     assert "position 1, waiting for gpu, starts at about" in second
     assert "position 2" in third
-    printed = CliRunner().invoke(app, ["workers"], env=environment).stdout
+    printed = CliRunner().invoke(app, ["workers"]).stdout
     assert "0: NVIDIA H100  70.2 of 79.6 GiB  97 %" in printed
     assert jobs[0].id in printed
     assert run("workers")["data"][0]["devices"] == [GPU]
