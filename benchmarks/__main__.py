@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rounding import rounded
+
 NAMES = ("api", "head", "head-memory", "step", "packing", "invariance", "input", "resume", "generate")
 COMMANDS = ("chaos", "contract")
 """With arguments of their own and without a ratio; not part of ``all``."""
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run_alone(given.name, options)
     began = time.monotonic()
     measured = importlib.import_module(f"benchmarks.{given.name.replace('-', '_')}").measure()
-    line = {"benchmark": given.name, **_rounded(measured), "took_seconds": round(time.monotonic() - began), **_where()}
+    line = {"benchmark": given.name, **rounded(measured), "took_seconds": round(time.monotonic() - began), **_where()}
     if given.save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{given.name}.json").write_text(json.dumps(line, indent=2) + "\n")
@@ -70,14 +72,6 @@ def _where() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

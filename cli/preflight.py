@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ from cli.client import (
     AsJson,
     connect,
     err,
-    get,
     messages,
     out,
     post,
@@ -22,11 +20,11 @@ from cli.client import (
     print_json,
     readable_errors,
 )
+from cli.sparkline import bars
 from cli.submit import upload
+from cli.watch import wait_quietly
 
 _POLL_SECONDS = 1.0
-_TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def preflight(
@@ -40,11 +38,9 @@ def preflight(
         client = connect()
         file_id = upload(client, training_file, {"model": model}, messages(as_json))
         body = {"model": model, "training_file": file_id, "num_rows": rows}
-        found = post(client, "/fine_tuning/preflights", body)
-        with err.status(f"preflight {found['id']}"):
-            while found["status"] not in _TERMINAL:
-                time.sleep(_POLL_SECONDS)
-                found = get(client, f"/fine_tuning/preflights/{found['id']}")
+        preflight_id = post(client, "/fine_tuning/preflights", body)["id"]
+        with err.status(f"preflight {preflight_id}"):
+            found = wait_quietly(client, preflight_id, _POLL_SECONDS)
     if as_json:
         print_json(found)
     elif found["status"] == "succeeded":
@@ -74,9 +70,3 @@ def print_report(report: dict[str, Any]) -> None:
     out.print(table)
     for limit in verdict["limits"]:
         out.print(Text(limit, "dim"))
-
-
-def bars(counts: list[int]) -> str:
-    """A histogram in one line; a bin that is not empty is never blank."""
-    most = max(counts) or 1
-    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in counts)

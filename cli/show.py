@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from cli.client import AsJson, connect, get, out, post, print_json, readable_errors
+from cli.sparkline import bars
 from cli.watch import TERMINAL, job_path, wait_quietly
 
 _FOLLOW_SECONDS = 1.0
-_BARS = " ▁▂▃▄▅▆▇█"
 
 models_app = typer.Typer(help="List and delete models.", invoke_without_command=True)
 
@@ -59,15 +59,9 @@ def histograms(job_id: Annotated[str, typer.Argument()], as_json: AsJson = False
     table = Table("rows", "part", "step", "tokens", "p = 0 ... 1", "p < 0.1", "p > 0.9", box=None)
     for one in sorted(found, key=lambda one: (one["split"] != "train", one["part"], one["step"])):
         low, high = (f"{share:.0%}" if one["num_tokens"] else "" for share in _tails(one))
-        bars = _bars(one["counts"])
-        table.add_row(one["split"], one["part"], str(one["step"]), str(one["num_tokens"]), bars, low, high)
+        line = bars(one["counts"])
+        table.add_row(one["split"], one["part"], str(one["step"]), str(one["num_tokens"]), line, low, high)
     out.print(table)
-
-
-def _bars(counts: list[int]) -> str:
-    """One character per bin, as high as its share of the largest; none of a bin with tokens is empty."""
-    largest = max(max(counts), 1)
-    return "".join(_BARS[-(-count * (len(_BARS) - 1) // largest)] for count in counts)
 
 
 def _tails(one: dict[str, Any]) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 _BARS = "▁▂▃▄▅▆▇█"
+_WITH_BLANK = " " + _BARS
 WIDTH = 40
 
 
@@ -19,3 +20,9 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     low, high = min(means), max(means)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((mean - low) * scale)] for mean in means) + f" {low:.3g}..{high:.3g}"
+
+
+def bars(counts: Sequence[int]) -> str:
+    """A histogram: one character for each bin, as high as its share of the largest; one that is not empty shows."""
+    largest = max(counts) or 1
+    return "".join(_WITH_BLANK[-(-count * (len(_WITH_BLANK) - 1) // largest)] for count in counts)

@@ -131,7 +131,7 @@ class RowsReckoning:
             text=sum(row.text_tokens for row in rows),
             visual=sum(self._visual[index] for index in self._fitting),
             supervised=None if None in supervised else sum(filter(None, supervised)),
-            total=_distribution([self._totals[index] for index in self._fitting]),
+            total=Distribution.of([self._totals[index] for index in self._fitting]),
             images=sum(len(row.images) for row in rows),
             basis=self.counted.basis,
         )
@@ -222,15 +222,3 @@ def _image_tokens(width: int, height: int, low: int, high: int) -> int:
 
 def _visual_tokens(row: RowSize, pixels: PixelConfig) -> int:
     return sum(_image_tokens(*size, pixels.min_pixels, pixels.max_pixels) for size in row.images)
-
-
-def _distribution(values: list[int]) -> Distribution:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return Distribution(
-        total=sum(ordered),
-        min=ordered[0],
-        p50=ordered[last * 50 // 100],
-        p95=ordered[last * 95 // 100],
-        max=ordered[last],
-    )

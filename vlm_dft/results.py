@@ -5,7 +5,8 @@ Knows nothing about how the numbers were made. Numerators and denominators are b
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -239,6 +240,19 @@ class Distribution(Record):
     p50: int
     p95: int
     max: int
+
+    @classmethod
+    def of(cls, values: Iterable[int]) -> Self:
+        """Of at least one count."""
+        ordered = sorted(values)
+        last = len(ordered) - 1
+        return cls(
+            total=sum(ordered),
+            min=ordered[0],
+            p50=ordered[last * 50 // 100],
+            p95=ordered[last * 95 // 100],
+            max=ordered[last],
+        )
 
 
 class TokenStatistics(Record):

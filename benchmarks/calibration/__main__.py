@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.calibration.tasks import TASKS
+from benchmarks.rounding import rounded
 
 FIGURES = Path(__file__).with_name("figures.json")
 
@@ -71,18 +72,10 @@ def _keep(measured: dict[str, Any], path: Path) -> None:
     """Write the rows so far: a run that is interrupted keeps what it has."""
     rows = json.loads(path.read_text()) if path.exists() else []
     key = (measured["task"], measured["seed"])
-    rows = [row for row in rows if (row["task"], row["seed"]) != key] + [_rounded(measured)]
+    rows = [row for row in rows if (row["task"], row["seed"]) != key] + [rounded(measured)]
     order = list(TASKS)
     rows.sort(key=lambda row: (order.index(row["task"]), row["seed"]))
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import BackgroundTasks, Depends, Header, Request
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from service.api.dependencies import DatabaseNow, Project, WakeUp
 from service.jobs.database import Database
 from service.jobs.store import NewJob, add_event, submit_once
 from service.jobs.tables import Job
@@ -26,14 +27,8 @@ RetryCount = Annotated[
 ]
 
 
-async def api_key_id_of(request: Request) -> str | None:
-    """The stored key of the caller; None: the service's own key, or none was needed."""
-    return request.state.caller.key_id
-
-
 New = TypeVar("New")
 Made = TypeVar("Made")
-ApiKeyId = Annotated[str | None, Depends(api_key_id_of)]
 
 
 @dataclass(frozen=True)
@@ -48,57 +43,78 @@ class _NotSeenBeforeError(Exception):
     """The request is new; only ever raised to leave a transaction."""
 
 
-def submit_resolved(
-    database: Database,
-    project: str,
-    body: BaseModel,
-    resolve: Callable[[], Resolved],
-    *,
-    key: str | None,
-    retry_count: int,
-    api_key_id: str | None = None,
-) -> Job:
-    """The job of this request.
+@dataclass(frozen=True)
+class Submission:
+    """How this request is submitted: for whom, under which key, and who is woken by what it makes."""
 
-    A repetition gives the first one's job even when it could not be resolved any more. Raises IdempotencyError.
-    """
-    sha256 = body_sha256(body)
+    project: str
+    database: Database
+    background: BackgroundTasks
+    wake_up: Callable[[], object]
+    api_key_id: str | None
+    """The caller's stored key; None: the service's own key, or none was needed."""
+    key: str | None
+    """The Idempotency-Key."""
+    retry_count: int
 
-    def submit(s: Session, new: Callable[[], Resolved]) -> Job:
-        resolved: list[Resolved] = []
+    def job(self, body: BaseModel, resolve: Callable[[], Resolved]) -> Job:
+        """The job of this request.
 
-        def make_job() -> NewJob:
-            resolved.append(new())
-            return replace(resolved[0].new, api_key_id=api_key_id)
+        A repetition gives the first one's job even when it could not be resolved any more. Raises IdempotencyError.
+        """
+        sha256 = body_sha256(body)
 
-        job = submit_once(s, project, key, sha256, make_job, retry_count=retry_count)
-        for note in (note for each in resolved for note in each.notes):  # none for a repetition
-            add_event(s, job.id, level="warn", message=note)
-        return job
+        def submit(s: Session, new: Callable[[], Resolved]) -> Job:
+            resolved: list[Resolved] = []
 
-    return once(database, submit, resolve, may_be_known=key is not None or retry_count > 0)
+            def make_job() -> NewJob:
+                resolved.append(new())
+                return replace(resolved[0].new, api_key_id=self.api_key_id)
 
+            job = submit_once(s, self.project, self.key, sha256, make_job, retry_count=self.retry_count)
+            for note in (note for each in resolved for note in each.notes):  # none for a repetition
+                add_event(s, job.id, level="warn", message=note)
+            return job
 
-def once(
-    database: Database,
-    submit: Callable[[Session, Callable[[], New]], Made],
-    resolve: Callable[[], New],
-    *,
-    may_be_known: bool,
-) -> Made:
-    """What submit makes of what is resolved, which it asks for only when the request is not known.
+        return self.once(submit, resolve)
 
-    Resolving may take seconds, so it happens outside the transaction that writes, and only for what is new.
-    """
-    if may_be_known:
+    def once(self, submit: Callable[[Session, Callable[[], New]], Made], resolve: Callable[[], New]) -> Made:
+        """What submit makes of what is resolved, which it asks for only when the request is not known.
+
+        Resolving may take seconds, so it happens outside the transaction that writes, and only for what is new.
+        """
+        made = self._known(submit) if self.key is not None or self.retry_count > 0 else None
+        if made is None:
+            resolved = resolve()
+            with self.database.write() as s:
+                made = submit(s, lambda: resolved)
+        self.background.add_task(self.wake_up)
+        return made
+
+    def _known(self, submit: Callable[[Session, Callable[[], Any]], Made]) -> Made | None:
+        """What was made of this request before."""
         try:
-            with database.write() as s:
+            with self.database.write() as s:
                 return submit(s, _refuse)
         except _NotSeenBeforeError:
-            pass
-    resolved = resolve()
-    with database.write() as s:
-        return submit(s, lambda: resolved)
+            return None
+
+
+async def submission_of(
+    request: Request,
+    project: Project,
+    database: DatabaseNow,
+    background: BackgroundTasks,
+    wake_up: WakeUp,
+    idempotency_key: IdempotencyKey = None,
+    x_stainless_retry_count: RetryCount = 0,
+) -> Submission:
+    """Of a request that makes jobs."""
+    key_id = request.state.caller.key_id
+    return Submission(project, database, background, wake_up, key_id, idempotency_key, x_stainless_retry_count)
+
+
+SubmissionNow = Annotated[Submission, Depends(submission_of)]
 
 
 def body_sha256(body: BaseModel) -> str:

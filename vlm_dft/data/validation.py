@@ -254,10 +254,10 @@ class _Validation:
             tokenizer_sha256=tokenizer_sha256(config.tokenizer),
             min_pixels=config.pixels.min_pixels,
             max_pixels=config.pixels.max_pixels,
-            text=_distribution(counts.text),
-            visual=_distribution(counts.visual),
-            supervised=_distribution(counts.supervised),
-            total=_distribution([text + visual for text, visual in zip(counts.text, counts.visual, strict=True)]),
+            text=Distribution.of(counts.text),
+            visual=Distribution.of(counts.visual),
+            supervised=Distribution.of(counts.supervised),
+            total=Distribution.of([text + visual for text, visual in zip(counts.text, counts.visual, strict=True)]),
         )
 
 
@@ -304,18 +304,6 @@ def _prepared(reader: RowReader, record: Record) -> Prepared | RowError:
         return error
     except MemoryError:
         return RowError("", "row_needs_too_much_memory", "the row and its pictures need too much memory together")
-
-
-def _distribution(values: Iterable[int]) -> Distribution:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return Distribution(
-        total=sum(ordered),
-        min=ordered[0],
-        p50=ordered[last * 50 // 100],
-        p95=ordered[last * 95 // 100],
-        max=ordered[last],
-    )
 
 
 def _unreadable(config: ValidationConfig, problem: RowProblem) -> ValidationReport:

@@ -8,16 +8,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Query
+from fastapi import APIRouter, Query
 from sqlalchemy.orm import Session
 
 from service.api.comparisons.requests import CreateComparison
 from service.api.comparisons.resolve import resolve_arms
 from service.api.comparisons.responses import ComparisonCurves, ComparisonListed, ComparisonShown, Curve
 from service.api.comparisons.view import list_comparison, show_comparison
-from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
+from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow
 from service.api.fine_tuning.downsampling import NAMES, Record, downsample
-from service.api.once import ApiKeyId, IdempotencyKey, Resolved, RetryCount, body_sha256, once
+from service.api.once import Resolved, SubmissionNow, body_sha256
 from service.api.runs import merged_metrics
 from service.api.schemas import ListPage
 from service.errors import InvalidRequestError, InvalidStateError
@@ -44,11 +44,7 @@ def create_comparison(
     database: DatabaseNow,
     settings: SettingsNow,
     registry: RegistryNow,
-    background: BackgroundTasks,
-    wake_up: WakeUp,
-    api_key_id: ApiKeyId,
-    idempotency_key: IdempotencyKey = None,
-    x_stainless_retry_count: RetryCount = 0,
+    submission: SubmissionNow,
 ) -> ComparisonShown:
     """Queue all arms, or none: an arm that cannot be trained as it stands refuses the whole comparison."""
 
@@ -57,7 +53,7 @@ def create_comparison(
 
         def make_jobs() -> dict[str, NewJob]:
             resolved.update(new())
-            return {name: replace(arm.new, api_key_id=api_key_id) for name, arm in resolved.items()}
+            return {name: replace(arm.new, api_key_id=submission.api_key_id) for name, arm in resolved.items()}
 
         comparison = comparisons.create(
             s,
@@ -65,9 +61,9 @@ def create_comparison(
             body.name or " or ".join([arm.name for arm in body.all_arms()][:4]),
             body.model_dump(mode="json", exclude_unset=True),
             make_jobs,
-            key=idempotency_key,
+            key=submission.key,
             body_sha256=body_sha256(body),
-            retry_count=x_stainless_retry_count,
+            retry_count=submission.retry_count,
         )
         arms = comparisons.arms_of(s, comparison)
         for arm in arms if resolved else ():  # none for a repetition
@@ -75,13 +71,7 @@ def create_comparison(
                 store.add_event(s, arm.job.id, level="warn", message=note)
         return comparison, arms
 
-    made = once(
-        database,
-        submit,
-        lambda: resolve_arms(database, project, body, settings, registry),
-        may_be_known=idempotency_key is not None or x_stainless_retry_count > 0,
-    )
-    background.add_task(wake_up)
+    made = submission.once(submit, lambda: resolve_arms(database, project, body, settings, registry))
     return show_comparison(*made)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, BackgroundTasks
+from fastapi import APIRouter
 
-from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
+from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow
 from service.api.evaluations import predictions
 from service.api.evaluations.catalog import Benchmark, show_benchmark
 from service.api.evaluations.requests import CreateEvaluation
@@ -12,7 +12,7 @@ from service.api.evaluations.resolve import resolve_evaluation
 from service.api.evaluations.view import Evaluation, show_evaluation
 from service.api.fine_tuning.outputs import AttemptNumber, TailBytes
 from service.api.fine_tuning.responses import JobLog
-from service.api.once import ApiKeyId, IdempotencyKey, RetryCount, submit_resolved
+from service.api.once import SubmissionNow
 from service.api.runs import log_tail
 from service.api.schemas import ListPage
 from service.jobs import store
@@ -36,23 +36,10 @@ def create_evaluation(
     database: DatabaseNow,
     settings: SettingsNow,
     registry: RegistryNow,
-    background: BackgroundTasks,
-    wake_up: WakeUp,
-    api_key_id: ApiKeyId,
-    idempotency_key: IdempotencyKey = None,
-    x_stainless_retry_count: RetryCount = 0,
+    submission: SubmissionNow,
 ) -> Evaluation:
     """Queue the scoring of a model on benchmarks."""
-    job = submit_resolved(
-        database,
-        project,
-        body,
-        lambda: resolve_evaluation(database, project, body, settings, registry),
-        key=idempotency_key,
-        retry_count=x_stainless_retry_count,
-        api_key_id=api_key_id,
-    )
-    background.add_task(wake_up)
+    job = submission.job(body, lambda: resolve_evaluation(database, project, body, settings, registry))
     with database.read() as s:
         return show_evaluation(s, job, settings)
 

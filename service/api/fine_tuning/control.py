@@ -14,7 +14,7 @@ from service.api.fine_tuning.requests import CloneFineTuningJob, CreateFineTunin
 from service.api.fine_tuning.resolve import resolve_job
 from service.api.fine_tuning.responses import FineTuningJob
 from service.api.fine_tuning.view import show_job
-from service.api.once import ApiKeyId, IdempotencyKey, RetryCount, submit_resolved
+from service.api.once import SubmissionNow
 from service.jobs import store
 from service.jobs.database import Database
 from service.jobs.phases import Kind
@@ -79,12 +79,8 @@ def clone_job(
     database: DatabaseNow,
     settings: SettingsNow,
     registry: RegistryNow,
-    background: BackgroundTasks,
-    wake_up: WakeUp,
-    api_key_id: ApiKeyId,
+    submission: SubmissionNow,
     overrides: dict[str, Any] = Body(default_factory=dict),  # noqa: B008 - FastAPI's own way
-    idempotency_key: IdempotencyKey = None,
-    x_stainless_retry_count: RetryCount = 0,
 ) -> FineTuningJob:
     """Submit a job's request again. The body is a JSON merge patch of it: what it names is replaced, null removes."""
     with database.read() as s:
@@ -93,16 +89,7 @@ def clone_job(
     merged = merge_patch(original, overrides)
     validated(CreateFineTuningJob, merged)  # where cloned_from is no key that a client may give
     body = validated(CloneFineTuningJob, {**merged, "cloned_from": job_id})
-    job = submit_resolved(
-        database,
-        project,
-        body,
-        lambda: resolve_job(database, project, body, settings, registry),
-        key=idempotency_key,
-        retry_count=x_stainless_retry_count,
-        api_key_id=api_key_id,
-    )
-    background.add_task(wake_up)
+    job = submission.job(body, lambda: resolve_job(database, project, body, settings, registry))
     with database.read() as s:
         return show_job(s, job, settings)
 

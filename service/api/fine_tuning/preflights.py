@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks
+from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
+from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow
 from service.api.fine_tuning.data import model_and_file, need_sight
 from service.api.jobs import (
     JobError,
@@ -19,7 +19,7 @@ from service.api.jobs import (
     whole,
     without_attempt_paths,
 )
-from service.api.once import ApiKeyId, IdempotencyKey, Resolved, RetryCount, submit_resolved
+from service.api.once import Resolved, SubmissionNow
 from service.api.schemas import ListPage, Metadata, Name, RequestModel, ResponseModel
 from service.jobs import store
 from service.jobs.database import Database
@@ -75,23 +75,10 @@ def create_preflight(
     database: DatabaseNow,
     settings: SettingsNow,
     registry: RegistryNow,
-    background: BackgroundTasks,
-    wake_up: WakeUp,
-    api_key_id: ApiKeyId,
-    idempotency_key: IdempotencyKey = None,
-    x_stainless_retry_count: RetryCount = 0,
+    submission: SubmissionNow,
 ) -> Preflight:
     """Queue a preflight: seconds to minutes on one device, and a verdict with reasons and evidence."""
-    job = submit_resolved(
-        database,
-        project,
-        body,
-        lambda: _resolve(database, project, body, settings, registry),
-        key=idempotency_key,
-        retry_count=x_stainless_retry_count,
-        api_key_id=api_key_id,
-    )
-    background.add_task(wake_up)
+    job = submission.job(body, lambda: _resolve(database, project, body, settings, registry))
     with database.read() as s:
         return show_preflight(s, job, settings)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from fastapi import APIRouter, BackgroundTasks, Request
+from fastapi import APIRouter, Request
 
-from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow, WakeUp
+from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow
 from service.api.fine_tuning import control
 from service.api.fine_tuning.requests import CreateFineTuningJob
 from service.api.fine_tuning.resolve import resolve_job
 from service.api.fine_tuning.responses import FineTuningJob
 from service.api.fine_tuning.view import show_job
-from service.api.once import ApiKeyId, IdempotencyKey, RetryCount, submit_resolved
+from service.api.once import SubmissionNow
 from service.api.schemas import ListPage
 from service.errors import InvalidRequestError
 from service.jobs import store
@@ -35,23 +35,10 @@ def create_job(
     database: DatabaseNow,
     settings: SettingsNow,
     registry: RegistryNow,
-    background: BackgroundTasks,
-    wake_up: WakeUp,
-    api_key_id: ApiKeyId,
-    idempotency_key: IdempotencyKey = None,
-    x_stainless_retry_count: RetryCount = 0,
+    submission: SubmissionNow,
 ) -> FineTuningJob:
     """Queue a fine-tuning job. Nothing is queued unless everything in the request can be done."""
-    job = submit_resolved(
-        database,
-        project,
-        body,
-        lambda: resolve_job(database, project, body, settings, registry),
-        key=idempotency_key,
-        retry_count=x_stainless_retry_count,
-        api_key_id=api_key_id,
-    )
-    background.add_task(wake_up)
+    job = submission.job(body, lambda: resolve_job(database, project, body, settings, registry))
     with database.read() as s:
         return show_job(s, job, settings)
 
