@@ -120,6 +120,8 @@ class Settings(BaseSettings):
     """Files this old are deleted, unless a job that has not ended needs them."""
     cache_retention_days: float | None = Field(default=None, ge=0)
     """Shared scores that were written this long ago are forgotten."""
+    audit_retention_days: float = Field(default=400.0, ge=0)
+    """Entries of the audit log this old are deleted, and the GPU minutes of months that were over by then."""
 
     cpu_ranks: int = Field(default=1, ge=1)
     """Processes of one training on a worker without GPUs; with GPUs there is one for each."""

@@ -16,13 +16,14 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 from store_samples import new_file, new_job
 
-from service.jobs import store
+from service.jobs import retention, store
 from service.jobs.collection import collect, preview
 from service.jobs.database import Database
 from service.jobs.files import delete_file
 from service.jobs.garbage import TRASH
 from service.jobs.phases import Phase
 from service.jobs.tables import Base, Checkpoint, File, Job, Model
+from service.jobs.tenancy_tables import AuditEvent, GpuUsage
 from service.settings import Settings
 
 DAY = 86_400.0
@@ -222,6 +223,40 @@ def test_old_checkpoints_are_given_up_unless_something_kept_was_made_from_them(
         add_model(s, tuned, tuned / "attempt-1/export")
     assert collect(sqlite, chosen, trash_seconds=0.0).checkpoints == [names[2]]
     assert [leaf.exists() for leaf in leaves] == [True, True, False]
+
+
+def test_a_record_of_a_checkpoint_that_was_pruned_behind_its_lost_worker_goes(sqlite: Database, tmp_path: Path) -> None:
+    chosen = Settings(data_dir=tmp_path)
+    with sqlite.write() as s:
+        cancelled = add_job(s, chosen, ended_days=0.1, names=[])
+        running = add_job(s, chosen, ended_days=None, names=[])
+        away = add_job(s, chosen, ended_days=0.1, names=[])
+        for run in (cancelled, running, away):
+            for step in (2, 4):
+                add_checkpoint(s, run, run / f"attempt-1/checkpoints/step-{step:06d}", step)
+        for run in (cancelled, running):
+            write(run / "attempt-1/checkpoints/step-000004/complete.json")
+        kept = set(s.scalars(select(Checkpoint.name)))
+    pruned = f"ft:tiny:{cancelled.name}:ckpt-step-2"
+    assert collect(sqlite, chosen).checkpoints == [pruned]
+    with sqlite.read() as s:
+        assert set(s.scalars(select(Checkpoint.name))) == kept - {pruned}
+
+
+def test_the_audit_log_and_the_gpu_minutes_of_long_ago_are_forgotten(
+    sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "AUDIT_ROWS", 2)
+    with sqlite.write() as s:
+        for days in (500.0, 401.0, 450.0, 399.0, 0.0):
+            entry = {"project": "lab", "actor": "laptop", "action": "create_file", "details": {}}
+            s.add(AuditEvent(id=f"audit_{days:g}", created_at=time.time() - days * DAY, **entry))
+        for job_id, month, used in (("old", "2024-01", 5.0), ("endless", "2024-01", None), ("new", "2099-01", 5.0)):
+            s.add(GpuUsage(job_id=job_id, project="lab", month=month, reserved_minutes=60.0, used_minutes=used))
+    collect(sqlite, Settings(data_dir=tmp_path))
+    with sqlite.read() as s:
+        assert set(s.scalars(select(AuditEvent.id))) == {"audit_399", "audit_0"}
+        assert set(s.scalars(select(GpuUsage.job_id))) == {"endless", "new"}
 
 
 def test_old_files_are_given_up_unless_a_job_needs_them(sqlite: Database, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from service.jobs import garbage
 from service.jobs.database import Database
 from service.jobs.garbage import Garbage
 from service.jobs.references import read_references
-from service.jobs.retention import give_up_checkpoints, give_up_files
+from service.jobs.retention import forget_history, forget_pruned, give_up_checkpoints, give_up_files
 from service.jobs.stored_garbage import find_stored
 from service.settings import Settings
 from service.storage import delete, open_storage
@@ -52,6 +52,9 @@ def collect(
     with database.write() as s:
         files = give_up_files(s, settings)
         checkpoints = give_up_checkpoints(s, settings)
+    if settings.storage_url is None:  # with one, a checkpoint's record goes before its bytes do
+        checkpoints += forget_pruned(database)
+    forget_history(database, settings)
     ids = [file.id for file in files]
     for file in files:
         if not file.registered:
