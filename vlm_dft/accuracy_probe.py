@@ -17,6 +17,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 # isort: split
 import torch
 
+from vlm_dft.compilation import as_written
 from vlm_dft.config import AccuracyProbeConfig, PixelConfig
 from vlm_dft.errors import EvaluationError
 from vlm_dft.evaluation.benchmarks import RULES, load_benchmark
@@ -95,7 +96,8 @@ def untouched(loaded: LoadedModel) -> Iterator[None]:
     settings = model.generation_config
     loaded.model.eval()
     try:
-        with torch.autocast(loaded.device.type, loaded.dtype, enabled=loaded.dtype != torch.float32):
+        dtype = loaded.dtype
+        with as_written(model), torch.autocast(loaded.device.type, dtype, enabled=dtype != torch.float32):
             yield
     finally:
         model.generation_config = settings

@@ -46,7 +46,7 @@ OPTIMIZER_NAME: Final = "training/optimizer.pt"
 # What may differ between attempts of one training: places, how often to write, and what changes only memory and speed.
 _MAY_DIFFER: Final = frozenset(
     {"resume_from", "dataset", "validation_dataset", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"}
-    | {"probe_rows", "probe_every_steps"}
+    | {"probe_rows", "probe_every_steps", "sample_rows", "sample_max_new_tokens"}
     | {"micro_batch_size", "packing", "pack_length_tokens", "gradient_checkpointing"}
     | {"patch_cache", "vision_cache", "reference_cache", "compile"}
 )

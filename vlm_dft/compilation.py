@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import vlm_dft.torchvision_shim  # noqa: F401
@@ -32,6 +33,13 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
     _check_compiler(device)
     for layer in decoder_layers(model):
         layer.compile(backend=BACKEND, dynamic=True)
+
+
+def as_written(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """Within, compiled layers run uncompiled: what generates has shapes of its own, and a layer that was compiled too
+    often for others is not compiled again for the training."""
+    compiled = any(layer._compiled_call_impl is not None for layer in decoder_layers(model))
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -20,6 +20,7 @@ DatasetFormat = Literal["wethink", "openai", "sharegpt"]
 BenchmarkKind = Literal["mathverse", "mathvision", "wemath", "text_math", "custom"]
 Scoring = Literal["option", "number", "latex", "exact"]
 Backend = Literal["auto", "native", "vlmevalkit"]
+HeadBackend = Literal["auto", "torch", "linear_cross_entropy", "triton"]
 
 
 class FullConfig(Frozen):
@@ -97,6 +98,9 @@ class Hyperparameters(Frozen):
     head_tolerance: float = Field(default=1e-6, ge=0.0, lt=1.0)
     """How much the loss head may leave out of a gradient where weights vanish with p, as those of dft do: 0 is exact,
     1e-5 is faster and less exact (``vlm_dft.head``). The loss itself is always exact."""
+    head_backend: HeadBackend = "auto"
+    """What computes the loss head. auto: torch, which serves everything. linear_cross_entropy (torch's own, fp32) and
+    triton (CUDA) leave nothing out, whatever head_tolerance says, and have no anchor to the base model, as of asft."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: about a quarter slower, far less memory."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -109,6 +113,10 @@ class Hyperparameters(Frozen):
     """Training rows, and held-out ones, whose targets' probabilities are counted at the start and the end; 0: none."""
     probe_every_steps: int | None = Field(default=None, ge=1)
     """The same on the way, after every so many steps; None: never."""
+    sample_rows: int = Field(default=0, ge=0, le=64)
+    """Held-out rows, or training rows without a held-out file, that the model answers at the same steps; 0: none."""
+    sample_max_new_tokens: int = Field(default=256, ge=1, le=4096)
+    """Where such an answer is cut."""
 
     @model_validator(mode="after")
     def _packs_or_micro_batches(self) -> Self:
@@ -245,6 +253,8 @@ class TrainConfig(Hyperparameters):
             raise ValueError("fsdp cannot cut 4-bit weights: leave fsdp or adapter.quantization out")
         if self.fsdp and self.accuracy_probe is not None:
             raise ValueError("the accuracy probe needs the whole model in each process: leave it or fsdp out")
+        if self.fsdp and self.sample_rows:
+            raise ValueError(f"sample_rows {self.sample_rows} need the whole model in each process: set 0, or no fsdp")
         return self
 
     @model_validator(mode="after")

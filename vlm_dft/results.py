@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from vlm_dft.data.canonical import Message
 from vlm_dft.preflight_report import PreflightReport
 
 Phase = Literal["starting", "validating", "loading_model", "running", "checkpointing", "exporting", "evaluating"]
@@ -124,6 +125,26 @@ class AccuracyPoint(Record):
     probe_standard_error: float
     probe_items: int
     probe_seconds: float
+    time: float
+
+
+class SampleAnswer(Record):
+    """One line of samples.jsonl: what the model answers to a row of its data at one step, greedily."""
+
+    step: int
+    split: Literal["train", "validation"]
+    row_id: str
+    """file:line of the source."""
+    prompt: tuple[Message, ...]
+    """The turns before the last one that is trained."""
+    reference: str
+    """That turn."""
+    answer: str
+    num_tokens: int
+    """Of the answer, its end token included."""
+    finish_reason: Literal["stop", "length", "error"]
+    """length: cut at sample_max_new_tokens, or at the model's context. error: the prompt leaves no room there."""
+    error: str | None = None
     time: float
 
 

@@ -7,6 +7,7 @@
     ├── metrics.jsonl          StepMetrics and ValidationMetrics, one JSON object per line, flushed per line
     ├── histograms.jsonl       Histogram, two lines per dataset and measurement
     ├── accuracy.jsonl         AccuracyPoint, one line per measurement of the accuracy probe
+    ├── samples.jsonl          SampleAnswer, one line per row and measurement
     ├── environment.json       packages, threads, devices and the base model's hash, before a training begins
     ├── reference/             what the base model makes of the targets, where the objective asks for it
     ├── log.txt                stdout and stderr of the process
@@ -39,7 +40,15 @@ from pydantic_core import from_json
 
 from vlm_dft.config import RunConfig
 from vlm_dft.errors import ConfigError, DiskFullError
-from vlm_dft.results import AccuracyPoint, Histogram, Progress, RunResult, StepMetrics, ValidationMetrics
+from vlm_dft.results import (
+    AccuracyPoint,
+    Histogram,
+    Progress,
+    RunResult,
+    SampleAnswer,
+    StepMetrics,
+    ValidationMetrics,
+)
 
 CHECKPOINT_MARKER = "complete.json"
 
@@ -169,6 +178,10 @@ class RunDir:
         return self.path / "histograms.jsonl"
 
     @property
+    def samples_path(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
     def log_path(self) -> Path:
         return self.path / "log.txt"
 
@@ -252,6 +265,9 @@ class RunDir:
     def append_accuracy(self, point: AccuracyPoint) -> None:
         _append(self.accuracy_path, point)
 
+    def append_sample(self, answer: SampleAnswer) -> None:
+        _append(self.samples_path, answer)
+
     def read_accuracy(self, from_step: int = 0, to_step: int | None = None) -> list[dict[str, Any]]:
         """Measurements of the accuracy probe, as read_metrics reads."""
         return _read_lines(self.accuracy_path, from_step, to_step)
@@ -264,9 +280,17 @@ class RunDir:
         """The same of the histograms."""
         return [Histogram.model_validate(line) for line in _read_lines(self.histograms_path, from_step, to_step)]
 
+    def read_samples(self, step: int) -> list[SampleAnswer]:
+        """Answers at this step, in the order of the rows."""
+        return [SampleAnswer.model_validate(line) for line in _read_lines(self.samples_path, step, step)]
+
+    def sample_steps(self) -> list[int]:
+        """Steps at which rows were answered, in order."""
+        return sorted({line["step"] for line in _read_lines(self.samples_path)})
+
     def forget_after(self, step: int) -> None:
-        """Take out metrics, histograms and accuracies of later steps, which a resumed run makes again."""
-        for path in (self.metrics_path, self.histograms_path, self.accuracy_path):
+        """Take out metrics, histograms, accuracies and samples of later steps, which a resumed run makes again."""
+        for path in (self.metrics_path, self.histograms_path, self.accuracy_path, self.samples_path):
             if path.exists():
                 lines = [json.dumps(line) + "\n" for line in _read_lines(path, to_step=step)]
                 write_atomically(path, "".join(lines).encode())

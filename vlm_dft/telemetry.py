@@ -1,4 +1,4 @@
-"""What a training tells the outside: metrics.jsonl, histograms.jsonl, progress.json.
+"""What a training tells the outside: metrics.jsonl, histograms.jsonl, samples.jsonl, progress.json.
 
 Divides sums by counts, once, here. Knows nothing about models; it is given the head's sums and what was counted.
 """
@@ -10,11 +10,12 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from vlm_dft.results import AccuracyPoint, Histogram, Phase, Progress, StepMetrics, ValidationMetrics
+from vlm_dft.results import AccuracyPoint, Histogram, Phase, Progress, SampleAnswer, StepMetrics, ValidationMetrics
 from vlm_dft.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,11 @@ class Reporter:
         if self._writes:
             for histogram in histograms:
                 self._run.append_histogram(histogram)
+
+    def samples(self, answers: Iterable[SampleAnswer]) -> None:
+        if self._writes:
+            for answer in answers:
+                self._run.append_sample(answer)
 
     def _write(self, *, force: bool) -> None:
         now = time.monotonic()

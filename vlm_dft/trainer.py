@@ -40,6 +40,7 @@ from vlm_dft.ranks import Ranks
 from vlm_dft.reference import attach_target_logp
 from vlm_dft.results import StepMetrics, TrainResult, ValidationMetrics
 from vlm_dft.run_dir import RunDir
+from vlm_dft.samples import Samples
 from vlm_dft.telemetry import Reporter, checkpoint_metrics, step_metrics, validation_metrics
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class _Training:
             if config.probe_rows
         ]
         self.accuracy_probe = config.accuracy_probe and AccuracyProbe(config.accuracy_probe, self.loaded, config.pixels)
+        self.samples = Samples(used[-1], self.loaded, config) if config.sample_rows else None
         self.reporter.forget_after(self.state.step)
 
     def run(self) -> TrainResult:
@@ -199,11 +201,13 @@ class _Training:
         return metrics
 
     def _probe(self) -> None:
-        """Histograms of what the model gives the targets of its fixed rows now."""
+        """Histograms of what the model gives the targets of its fixed rows now, and its own answers to some."""
         for probe in self.probes:
             with self.optimization.out_of_memory_explained():
                 found = probe.measure(self.optimization.forward, self.ranks, self.state.step)
             self.reporter.histograms(found)
+        if self.samples is not None:
+            self.reporter.samples(self.samples.answered(self.ranks, self.state.step))
 
     def _measure_accuracy(self) -> None:
         """Answers to the fixed benchmark items now, where there are any and it is time."""

@@ -113,6 +113,12 @@ class Encoder:
         ]
         return self._sample(row_id, rendered, self._pixels(opened, row_id))
 
+    def encode_turns(self, messages: Sequence[Message], dataset: CanonicalDataset, row_id: str) -> Sample:
+        """encode_prompt of turns of one of dataset's rows. Raises DatasetError as encode does."""
+        parts = [part for message in messages for part in message.content if isinstance(part, ImagePart)]
+        images = [self._validated_image(dataset.image_path(part), part, row_id) for part in parts]
+        return self.encode_prompt(messages, images, row_id=row_id)
+
     def _validated_image(self, path: Path, part: ImagePart, row_id: str) -> Image.Image:
         data = _read(path, row_id)
         found = hashlib.sha256(data).hexdigest()

@@ -11,7 +11,7 @@ Shape suffixes: B prompts of a batch, T padded tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import vlm_dft.torchvision_shim  # noqa: F401
@@ -61,15 +61,26 @@ class Generator:
         Raises BenchmarkError for a picture that cannot be decoded, OutOfMemoryError, EvaluationError.
         """
         names = [sample_id(item.id, sample) for item, sample in zip(items, samples or [0] * len(items), strict=True)]
+        return self._stream(names, self._each_once(items))
+
+    def answers_to(self, prompts: Sequence[Sample]) -> list[Generated]:
+        """The same for prompts that are encoded already, each of a name of its own."""
+        found = dict(self._stream([prompt.row_id for prompt in prompts], map(self._fitting, prompts)))
+        return [found[index] for index in range(len(prompts))]
+
+    def _each_once(self, items: Sequence[Item]) -> Iterator[Sample | Generated]:
+        last: tuple[str, Sample | Generated] | None = None
+        for item in items:
+            if last is None or last[0] != item.id:  # several samples of one item follow each other
+                last = item.id, self.encoded(item)
+            yield last[1]
+
+    def _stream(self, names: Sequence[str], entries: Iterable[Sample | Generated]) -> Iterator[tuple[int, Generated]]:
         refused: list[tuple[int, Generated]] = []
         asked: list[int] = []
 
         def prompts() -> Iterator[Prompt]:
-            last: tuple[str, Sample | Generated] | None = None
-            for index, item in enumerate(items):
-                if last is None or last[0] != item.id:  # several samples of one item follow each other
-                    last = item.id, self.encoded(item)
-                entry = last[1]
+            for index, entry in enumerate(entries):
                 if isinstance(entry, Generated):
                     refused.append((index, entry))
                 else:
@@ -102,6 +113,9 @@ class Generator:
             sample = self.encoder.encode_prompt(messages, [image] if image is not None else [], row_id=item.id)
         except DatasetError as error:
             return Generated("", "error", 0, error.message)
+        return self._fitting(sample)
+
+    def _fitting(self, sample: Sample) -> Sample | Generated:
         if self._room(sample) < 1:
             reason = f"the prompt has {len(sample)} tokens, the model's context {max_positions(self.loaded)}"
             return Generated("", "error", 0, f"{reason}: lower max_pixels")
