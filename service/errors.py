@@ -1,6 +1,7 @@
 """Every error a request can meet, as a tree; the API renders each in OpenAI's shape. Knows no web framework.
 
     ServiceError                    500  internal_error
+    ├── DamagedFileError            500  file_damaged             what a run wrote cannot be read any more
     ├── InvalidRequestError         400  invalid_request          a value that cannot be used
     │   ├── InvalidStateError       400  invalid_state            the object is not in a state that allows it
     │   ├── FileInUseError          400  file_in_use              a job that has not ended needs the file
@@ -57,6 +58,12 @@ def _rebuild(
     cls: type[ServiceError], message: str, param: str | None, code: str, retry_after_seconds: float | None
 ) -> ServiceError:
     return cls(message, param=param, code=code, retry_after_seconds=retry_after_seconds)
+
+
+class DamagedFileError(ServiceError):
+    """A file that a run wrote cannot be read: restore it, or run the job again."""
+
+    code = "file_damaged"
 
 
 class InvalidRequestError(ServiceError):

@@ -50,6 +50,8 @@ class Storage:
         self._pid = os.getpid()
         self._locks: dict[Path, threading.Lock] = {}
         """One for each path that is being fetched: threads that want the same one wait for the first."""
+        self._final: set[Path] = set()
+        """Runs whose texts are here and will not change."""
         try:
             import s3fs
         except ImportError:
@@ -164,9 +166,14 @@ class Storage:
                 self._fs.put([str(run / name) for name in changed], [f"{self.key(run)}/{name}" for name in changed])
             known.update(changed)
 
-    def fetch_texts(self, run: Path) -> None:
-        """Have the newest stored logs, metrics and predictions of a run on disk, unless this host runs it itself."""
+    def fetch_texts(self, run: Path, *, ended: bool = False) -> None:
+        """Have the newest stored logs, metrics and predictions of a run on disk, unless this host runs it itself.
+
+        ended: nobody writes it any more, so that it is fetched once and the store not asked again.
+        """
         if (run / _LEASE).exists():  # never stored: only the host that runs it has one, and what it has is newer
+            return
+        if run in self._final and run.is_dir():
             return
         with self._alone(run), _told(f"the logs of {run} could not be fetched"):
             for again in (True, True, False):
@@ -174,6 +181,8 @@ class Storage:
                 wanted = [name for name, size in found if not _is_whole(name) and _differs(run / name, size)]
                 try:
                     self._get(wanted, run, self.key(run))
+                    if ended:
+                        self._final.add(run)
                     return
                 except FileNotFoundError:  # a worker on this host has just freed the disk of what is stored
                     if not again:
@@ -250,9 +259,9 @@ def look(path: Path) -> None:
     _if_behind(path, lambda storage: storage.look(path))
 
 
-def fetch_texts(path: Path) -> None:
+def fetch_texts(path: Path, *, ended: bool = False) -> None:
     """Storage.fetch_texts, where there is a store behind the path."""
-    _if_behind(path, lambda storage: storage.fetch_texts(path))
+    _if_behind(path, lambda storage: storage.fetch_texts(path, ended=ended))
 
 
 def remove(path: Path) -> None:

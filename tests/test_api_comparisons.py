@@ -175,6 +175,11 @@ def test_an_arm_that_cannot_be_trained_refuses_all(api: Api, body: dict[str, Any
         assert "would train the same" in refused(http, body | {"arms": [*arms, {"name": "again"}]})["message"]
         assert "given twice" in refused(http, body | {"arms": [arms[0], arms[0]]})["message"]
         assert "2 to 64" in refused(http, body | {"arms": arms[:1]})["message"]
+        assert refused(http, body | {"grid": {"learning_rate": [0.1, 2.0]}})["param"] == "grid.learning_rate.1"
+        assert "metadata.arm" in refused(http, body | {"metadata": {"arm": "mine"}})["message"]
+        assert "job.metadata.arm" in refused(http, body | {"job": body["job"] | {"metadata": {"arm": "x"}}})["message"]
+        both = body | {"job": body["job"] | {"metadata": {"team": "a"}}, "metadata": {"team": "b"}}
+        assert "metadata.team" in refused(http, both)["message"]
         assert "supervised form" not in refused(http, body | {"arms": [arms[0], {"name": "x", "rate": 1}]})["message"]
         job = body["job"] | {"method": {"type": "dft"}}
         assert "each arm names its objective" in refused(http, body | {"job": job})["message"]
@@ -307,6 +312,26 @@ def test_scores_outlive_the_answers_that_they_were_made_of(api: Api, body: dict[
     # The model before was scored by the other arm as well, which still has its answers.
     assert {pair["arm"]: pair["fixed"] for pair in by_base} == {"sft": None, "dft": 10}
     assert (card["tuned"]["value"], card["base"]["value"]) == (1.0, 0.0)
+
+
+def test_a_damaged_file_of_answers_spoils_only_what_needs_it(api: Api, body: dict[str, Any]) -> None:
+    body["arms"].append({"name": "power", "objective": "power"})
+    with api.http() as http:
+        made = create(http, body)
+        for arm in made["arms"]:
+            finish(api, arm["job_id"], [True] * 10, [False] * 10)
+        job_id = made["arms"][1]["job_id"]
+        file = api.settings.runs_dir / job_id / "attempt-1/evaluation/tuned/MathVerse_MINI/predictions.jsonl"
+        lines = file.read_text().splitlines()
+        lines[3] = lines[3].replace("}", ",,")
+        file.write_text("\n".join(lines) + "\n")
+        pairs = {p["arm"]: p for p in http.get(f"{PATH}/{made['id']}").json()["benchmarks"][0]["pairs"]}
+        assert f"{file}, line 4, is damaged" in pairs["dft"]["refused"]
+        assert pairs["power"]["n"] == pairs["base"]["n"] == 10
+        for path in (f"evaluations/{job_id}/items", f"fine_tuning/jobs/{job_id}/report"):
+            answer = http.get(f"/v1/{path}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "file_damaged")
+            assert "line 4" in answer.json()["error"]["message"]
 
 
 def test_command_tells_a_wrong_reference_before_it_waits(

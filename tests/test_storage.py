@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,7 +144,9 @@ def test_a_copy_that_nobody_has_used_for_long_leaves_the_disk_and_the_only_one_s
     assert (there.data / stored / "weights").exists()
 
 
-def test_logs_follow_the_run_and_never_overwrite_those_of_its_own_host(two_hosts: tuple[Storage, Storage]) -> None:
+def test_logs_follow_the_run_and_never_overwrite_those_of_its_own_host(
+    two_hosts: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, there = two_hosts
     run = here.data / "runs/job/attempt-1"
     names = ("log.txt", "evaluation/tuned/mathverse/predictions.jsonl", "lease", "export/weights", ".unpacked/1.png")
@@ -160,8 +163,14 @@ def test_logs_follow_the_run_and_never_overwrite_those_of_its_own_host(two_hosts
     here.fetch_texts(run)
     assert (run / "log.txt").read_text() == "a longer log", "the store is behind"
     here.put_texts(run, known)
-    there.fetch_texts(copy)
+    there.fetch_texts(copy, ended=True)
     assert (copy / "log.txt").read_text() == "a longer log"
+    with monkeypatch.context() as patched:  # what has ended is here: the store, which is away, is not asked
+        patched.setattr(there, "_fs", None)
+        there.fetch_texts(copy, ended=True)
+    shutil.rmtree(copy)
+    there.fetch_texts(copy, ended=True)
+    assert (copy / "log.txt").read_text() == "a longer log", "the disk was freed meanwhile"
 
 
 @pytest.fixture

@@ -85,6 +85,10 @@ def test_a_key_is_shown_once_stored_as_a_hash_and_does_what_its_scopes_say(api: 
     refused = reader.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "user_data"})
     assert (refused.status_code, error_of(refused)["code"]) == (403, "insufficient_scope")
     assert "'write'" in error_of(refused)["message"]
+    for look in ("preview", "estimates"):  # they make nothing, so they are judged by what they ask for
+        answer = reader.post(f"/v1/fine_tuning/{look}", json={"model": "tiny", "training_file": "file-none"})
+        assert error_of(answer)["code"] == "file_not_found"
+    assert error_of(reader.post("/v1/fine_tuning/preflights", json={}))["code"] == "insufficient_scope"
     for method, path in [("GET", "/v1/projects"), ("GET", "/v1/audit"), ("POST", "/v1/api_keys")]:
         assert error_of(reader.request(method, path))["code"] == "insufficient_scope"
     assert error_of(root.post("/v1/api_keys", json={"project": "none", "name": "x"}))["code"] == "project_not_found"

@@ -31,6 +31,8 @@ _MAX_CACHED = 10_000
 _GUARDED = ("/v1", "/metrics")
 _ADMIN_PATHS = ("/v1/projects", "/v1/api_keys", "/v1/audit")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_LOOKS = frozenset({"/v1/fine_tuning/preview", "/v1/fine_tuning/estimates"})
+"""Paths whose POST makes nothing and shows nothing that a key for reading could not see."""
 
 
 class Authentication:
@@ -120,7 +122,7 @@ class Authentication:
 
 def _need_scope(caller: Caller, scope: Scope) -> None:
     path, method = scope["path"], scope["method"]
-    needed = KeyScope.READ if method in _READING else KeyScope.WRITE
+    needed = KeyScope.READ if method in _READING or path in _LOOKS else KeyScope.WRITE
     if any(path == admin or path.startswith(f"{admin}/") for admin in _ADMIN_PATHS):
         needed = KeyScope.ADMIN
     if needed not in caller.scopes:

@@ -14,6 +14,7 @@ from sqlalchemy import or_, select
 from service import storage
 from service.jobs.comparison_tables import ComparisonArm
 from service.jobs.database import Database
+from service.jobs.phases import TERMINAL, Phase
 from service.jobs.tables import Attempt, Job
 
 _FROM_ROWS = frozenset({"events", "stream", "checkpoints", "attempts"})
@@ -34,8 +35,8 @@ async def outputs_here(request: Request) -> None:
 
 def _fetch(database: Database, project: str, names: list[str]) -> None:
     arms = select(ComparisonArm.job_id).where(ComparisonArm.comparison_id.in_(names))
-    runs = select(Attempt.run_path).join(Job, Job.id == Attempt.job_id).where(Job.project == project)
+    runs = select(Attempt.run_path, Job.phase).join(Job, Job.id == Attempt.job_id).where(Job.project == project)
     with database.read() as s:
-        paths = s.scalars(runs.where(or_(Job.id.in_(names), Job.id.in_(arms)))).all()
-    for path in paths:
-        storage.fetch_texts(Path(path))
+        found = s.execute(runs.where(or_(Job.id.in_(names), Job.id.in_(arms)))).all()
+    for path, phase in found:
+        storage.fetch_texts(Path(path), ended=Phase(phase) in TERMINAL)

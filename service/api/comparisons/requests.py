@@ -18,7 +18,13 @@ MAX_ARMS: Final = 64
 BASE: Final = "base"
 """How results name the model before; no arm may be called so."""
 
+ARM_KEY: Final = "arm"
+"""In the metadata of each arm's job: the arm's name."""
+
 ArmName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+BatchSize = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class ComparisonArm(RequestModel):
@@ -27,11 +33,15 @@ class ComparisonArm(RequestModel):
     name: ArmName
     """Becomes the end of its model's suffix."""
     objective: ObjectiveName | None = None
+    """As in method.supervised."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Of the objective, as in method.supervised.<objective>."""
-    learning_rate: float | None = Field(default=None, gt=0, le=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    learning_rate: LearningRate | None = None
+    """Peak, in the place of the job's learning_rate or learning_rate_multiplier."""
+    batch_size: BatchSize | None = None
+    """Samples per optimizer step."""
+    seed: Seed | None = None
+    """Of the order of samples, and of adapters."""
 
     @model_validator(mode="after")
     def _options_of_an_objective(self) -> Self:
@@ -44,9 +54,13 @@ class ComparisonGrid(RequestModel):
     """Arms for every combination, in this order."""
 
     objective: list[ObjectiveName] = Field(default_factory=list, max_length=MAX_ARMS)
-    learning_rate: list[float] = Field(default_factory=list, max_length=MAX_ARMS)
-    batch_size: list[int] = Field(default_factory=list, max_length=MAX_ARMS)
-    seed: list[int] = Field(default_factory=list, max_length=MAX_ARMS)
+    """Each with the options that the job gives it."""
+    learning_rate: list[LearningRate] = Field(default_factory=list, max_length=MAX_ARMS)
+    """Peaks."""
+    batch_size: list[BatchSize] = Field(default_factory=list, max_length=MAX_ARMS)
+    """Samples per optimizer step: more of them, fewer steps."""
+    seed: list[Seed] = Field(default_factory=list, max_length=MAX_ARMS)
+    """The sweep shows mean and standard deviation over them."""
 
     @model_validator(mode="after")
     def _some_combinations(self) -> Self:
@@ -85,7 +99,9 @@ class CreateComparison(RequestModel):
     grid: ComparisonGrid | None = None
     """Instead of arms, or after them."""
     name: Name | None = None
+    """For people; not given: the arms' names."""
     metadata: Metadata | None = None
+    """Of every arm's job, beside job.metadata and the key arm, which holds the arm's name."""
 
     @field_validator("job")
     @classmethod
@@ -98,12 +114,22 @@ class CreateComparison(RequestModel):
     def _several_arms_of_different_names(self) -> Self:
         names = [arm.name for arm in self.all_arms()]
         if not 2 <= len(names) <= MAX_ARMS:
-            raise ValueError(f"arms: there are {len(names)}; a comparison needs 2 to {MAX_ARMS}, from arms and grid")
+            raise ValueError(f"arms: {len(names)} given; a comparison needs 2 to {MAX_ARMS}, from arms and grid")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"arms: {name!r} was given twice")
         if BASE in names:
             raise ValueError(f"arms: {BASE!r} is the model before in every result: give the arm another name")
+        return self
+
+    @model_validator(mode="after")
+    def _no_metadata_of_two_meanings(self) -> Self:
+        of_job, of_all = self.job.metadata or {}, self.metadata or {}
+        for place, given in (("job.metadata", of_job), ("metadata", of_all)):
+            if ARM_KEY in given:
+                raise ValueError(f"{place}.{ARM_KEY}: each job's holds its arm's name: call yours otherwise")
+        for key in sorted(of_job.keys() & of_all.keys()):
+            raise ValueError(f"metadata.{key}: job.metadata has it too: give it once")
         return self
 
     def all_arms(self) -> list[ComparisonArm]:
@@ -122,7 +148,7 @@ class CreateComparison(RequestModel):
         if arm.seed is not None:
             body["seed"] = arm.seed
         body["suffix"] = "-".join(filter(None, (body.get("suffix"), arm.name)))
-        body["metadata"] = {**(body.get("metadata") or {}), **(self.metadata or {}), "arm": arm.name}
+        body["metadata"] = {**(body.get("metadata") or {}), **(self.metadata or {}), ARM_KEY: arm.name}
         try:
             return validated(CreateFineTuningJob, body)
         except InvalidRequestError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from service.api.comparisons.requests import BASE
 from service.api.comparisons.responses import BenchmarkResult, Cell, Pair
 from service.api.evaluations.items import find_run, items_of, open_predictions
+from service.errors import DamagedFileError
 from service.jobs.comparisons import Arm
 from vlm_dft.evaluation.comparison import comparable
 from vlm_dft.evaluation.paired import Paired, compare
@@ -77,7 +78,7 @@ def _pair(reference: str, first: Scored, arm: str, other: Scored) -> Pair:
     )
     try:
         found = _paired(one, two, other.run.items_path(other.score.benchmark))
-    except ValueError as error:
+    except (ValueError, DamagedFileError) as error:  # the other pairs are as good as they were
         return Pair(arm=arm, reference=reference, refused=str(error))
     numbers = {name: getattr(found, name) for name in Pair.model_fields if hasattr(found, name)}
     return Pair(arm=arm, reference=reference, refused=None, **numbers)

@@ -1,7 +1,8 @@
 """Predictions page by page, filtered, beside those of the model before; and the items' pictures. Reads files only.
 
 A run directory is written by one trainer while we read: lines that end are whole, a last line without its end is left
-for later. Of each file the verdicts are remembered as long as the file does not change. Knows no web framework.
+for later. A whole line that nothing of ours wrote raises DamagedFileError. Of each file the verdicts are remembered as
+long as the file does not change. Knows no web framework.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+from pydantic import ValidationError
+
+from service.errors import DamagedFileError
 from vlm_dft.evaluation.item_files import ITEMS_NAME, PICTURES_NAME, ItemRecord
 from vlm_dft.evaluation.predictions import PREDICTIONS_NAME
 from vlm_dft.run_dir import RunDir
@@ -182,9 +186,12 @@ def _lines_of(opened: _File) -> tuple[Line, ...]:
     for number, text in enumerate(opened.file, start=1):
         if not text.endswith(b"\n"):
             break
-        prediction = json.loads(text)
-        key = (prediction["id"], prediction.get("sample", 0))
-        lines.append(Line(number, key, prediction["correct"], offset))
+        try:
+            prediction = json.loads(text)
+            key = (prediction["id"], prediction.get("sample", 0))
+            lines.append(Line(number, key, prediction["correct"], offset))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(opened, number, error) from None
         offset += len(text)
     return tuple(lines)
 
@@ -200,4 +207,17 @@ def items_of(directory: Path) -> Mapping[str, ItemRecord]:
 
 @lru_cache(maxsize=32)
 def _items_in(opened: _File) -> Mapping[str, ItemRecord]:
-    return {item.id: item for item in map(ItemRecord.model_validate_json, opened.file)}
+    items = {}
+    for number, text in enumerate(opened.file, start=1):
+        try:
+            item = ItemRecord.model_validate_json(text)
+        except ValidationError as error:
+            raise _damaged(opened, number, error) from None
+        items[item.id] = item
+    return items
+
+
+def _damaged(opened: _File, line: int, error: Exception) -> DamagedFileError:
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    message = f"{opened.file.name}, line {line}, is damaged ({reason}): restore the file, or score the model again"
+    return DamagedFileError(message)

@@ -75,25 +75,27 @@ def create_estimate(
         reckoning = RowsReckoning(_counted(CanonicalDataset.open(path), model, settings), train)
     except DatasetError as error:
         raise InvalidRequestError(error.message, param="training_file", code=error.code) from None
-    notes: list[str] = []
+    steps = reckoning.steps
     with database.read() as s:
         workers = estimating.alive_workers(s, settings.lease_seconds)
-        memory = _memory(model, train, reckoning, on_gpu=estimating.on_gpu(workers), notes=notes)
-        steps = reckoning.steps
-        return Estimate(
-            model=model.name,
-            training_file=file.id,
-            rows=reckoning.rows,
-            tokens=reckoning.tokens,
-            steps=steps,
-            memory=memory,
-            devices=list(estimating.device_fits(workers, memory.total_gib if memory else None)),
-            time=estimating.time_estimate(s, project, model.name, train, steps.input_tokens),
-            queue=estimating.queue_estimate(s, workers, new.priority),
-            pixels=list(reckoning.pixel_choices()),
-            notes=notes,
-            resolved_config=train.model_dump(mode="json", exclude_none=True),
-        )
+        time = estimating.time_estimate(s, project, model.name, train, steps.input_tokens)
+        queue = estimating.queue_estimate(s, workers, new.priority)
+    notes: list[str] = []
+    memory = _memory(model, train, reckoning, on_gpu=estimating.on_gpu(workers), notes=notes)
+    return Estimate(
+        model=model.name,
+        training_file=file.id,
+        rows=reckoning.rows,
+        tokens=reckoning.tokens,
+        steps=steps,
+        memory=memory,
+        devices=list(estimating.device_fits(workers, memory.total_gib if memory else None)),
+        time=time,
+        queue=queue,
+        pixels=list(reckoning.pixel_choices()),
+        notes=notes,
+        resolved_config=train.model_dump(mode="json", exclude_none=True),
+    )
 
 
 def _on_overlong(body: CreateFineTuningJob) -> Literal["error", "drop"]:
