@@ -77,6 +77,17 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     (supervised(training={"vision_cache": True, "patch_cache": True}), "method.supervised", "leave one out"),
     (hyper(packing=True, micro_batch_size=2), PREFIX, "means nothing with packing"),
+    (hyper(head_backend="liger"), f"{PREFIX}.head_backend", "'linear_cross_entropy' or 'triton'"),
+    (
+        supervised(objective="asft", hyperparameters={"head_backend": "triton"}),
+        f"{PREFIX}.head_backend",
+        "triton has not the base model's distribution, which asft needs: leave it out",
+    ),
+    (
+        hyper(head_backend="linear_cross_entropy", precision="bf16"),
+        f"{PREFIX}.head_backend",
+        "needs precision fp32: leave it out",
+    ),
     (hyper(vision_learning_rate=1e-5), f"{PREFIX}.vision_learning_rate", "leaves the vision part as it is"),
     (supervised(adapter={"type": "lora"}, freeze={"merger": False}), "method.supervised.freeze", "full fine-tuning"),
     (supervised(objective="nll", dft={"weight_floor": 0.1}), "method.supervised", 'objective is "nll"'),

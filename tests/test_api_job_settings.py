@@ -88,7 +88,8 @@ def test_options_that_are_not_given_are_the_trainers(api: Api) -> None:
 
 def test_how_a_training_runs_is_resolved_into_the_services_directories(api: Api) -> None:
     file_id = api.ready_file(api.client(), [text_row(1, images=[(56, 56)])])
-    hyperparameters = {"packing": True, "head_tolerance": 0, "vision_learning_rate": 1e-6, "merger_learning_rate": 1e-5}
+    head = {"head_tolerance": 0, "head_backend": "linear_cross_entropy"}
+    hyperparameters = {"packing": True, "vision_learning_rate": 1e-6, "merger_learning_rate": 1e-5, **head}
     tuned = submit(
         api,
         file_id,

@@ -35,19 +35,19 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @needs_linear_cross_entropy
-@pytest.mark.parametrize("objective", ["nll", "dft", "dft_nll", "power", "geometric_mean", "iw_sft", "psft"])
+@pytest.mark.parametrize("objective", ["nll", "dft", "eaft", "deft", "geometric_mean", "iw_sft", "psft"])
 def test_torchs_own_kernel_gives_the_same_loss_and_gradients(objective: str):
     inputs = problem()
     bias_V = torch.linspace(-1, 1, V).requires_grad_()
     extras = {"segments_N": torch.arange(N) // 5, "ref_logp_N": torch.full((N,), -0.7)}
     both = [
         objective_loss(
-            *inputs, objective=objective, bias_V=bias_V, backend=backend, statistics="target", denominator=7.0, **extras
+            *inputs, objective=objective, bias_V=bias_V, backend=backend, denominator=7.0, tolerance=1e-9, **extras
         )
         for backend in ("torch", "linear_cross_entropy")
     ]
     assert both[1].loss.item() == pytest.approx(both[0].loss.item(), rel=1e-6)
-    assert torch.allclose(both[0].statistics_S, both[1].statistics_S, rtol=1e-5, equal_nan=True)
+    assert torch.allclose(both[0].statistics_S, both[1].statistics_S, rtol=1e-5)
     leaves = (*inputs[:2], bias_V)
     for expected, found in zip(*(torch.autograd.grad(sums.loss, leaves) for sums in both), strict=True):
         assert relative(found, expected) < 1e-5
@@ -55,25 +55,25 @@ def test_torchs_own_kernel_gives_the_same_loss_and_gradients(objective: str):
 
 @needs_linear_cross_entropy
 @pytest.mark.parametrize(
-    ("settings", "dtype", "reason"),
+    ("objective", "dtype", "reason"),
     [
-        ({"statistics": "all"}, torch.float32, "target's log-probability alone"),
-        ({"objective": "eaft"}, torch.float32, "statistics that eaft needs"),
-        ({"tolerance": 1e-6}, torch.float32, "it is exact: set tolerance to 0"),
-        ({}, torch.bfloat16, r"narrower than float32.*they are torch\.bfloat16"),
+        ("asft", torch.float32, "reference model's distribution that asft needs"),
+        ("nll", torch.bfloat16, r"narrower than float32.*they are torch\.bfloat16"),
     ],
 )
-def test_torchs_own_kernel_refuses_what_it_cannot_serve(settings: dict, dtype: torch.dtype, reason: str):
-    settings = {"statistics": "target"} | settings
-    with pytest.raises(ConfigError, match=f"backend linear_cross_entropy cannot serve: .*{reason}") as caught:
-        objective_loss(*problem(dtype), backend="linear_cross_entropy", **settings)
-    assert caught.value.param == "backend"
+def test_torchs_own_kernel_refuses_what_it_cannot_serve(objective: str, dtype: torch.dtype, reason: str):
+    hidden_ND, weight_VD, labels_N = problem(dtype)
+    given = {"objective": objective, "ref_hidden_ND": hidden_ND, "ref_weight_VD": weight_VD}
+    for labels in (labels_N, torch.full_like(labels_N, -100)):  # in a step that happens to have nothing, too
+        with pytest.raises(ConfigError, match=f"backend linear_cross_entropy cannot serve: .*{reason}") as caught:
+            objective_loss(hidden_ND, weight_VD, labels, backend="linear_cross_entropy", **given)
+        assert caught.value.param == "train.head_backend"
 
 
 def test_torchs_own_kernel_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
     with pytest.raises(ConfigError, match=r"needs torch 2\.13 or newer"):
-        objective_loss(*problem(), backend="linear_cross_entropy", statistics="target")
+        objective_loss(*problem(), backend="linear_cross_entropy")
 
 
 @pytest.mark.parametrize(

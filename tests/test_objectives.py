@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from vlm_dft import objective_config, objectives
 from vlm_dft.errors import ConfigError
+from vlm_dft.head import objective_loss
 from vlm_dft.objective_config import OBJECTIVE_OPTIONS, ObjectiveConfig
 from vlm_dft.objectives import TokenStatistics
 
@@ -226,5 +227,7 @@ def test_a_new_objective_is_one_function(monkeypatch: pytest.MonkeyPatch):
     assert found.needs == {"entropy_N"}
     entropy_N = torch.tensor([0.5, 1.5])
     assert found.weights(TokenStatistics(logp_N=entropy_N, entropy_N=entropy_N)).tolist() == [1.0, 3.0]
+    flat = objective_loss(torch.zeros(1, 3), torch.eye(3), torch.tensor([0]), objective=found, statistics="target")
+    assert flat.weight_M.item() == pytest.approx(2 * math.log(3))
     with pytest.raises(ConfigError, match="by_entropy: scale is 'much'"):
         objectives.objective("by_entropy", scale="much")

@@ -19,6 +19,7 @@ from vlm_dft import optimization
 from vlm_dft.config import LoraConfig, TrainConfig
 from vlm_dft.errors import ConfigError, OutOfMemoryError
 from vlm_dft.export import export
+from vlm_dft.heads import linear_cross_entropy
 from vlm_dft.model import load, part_of
 from vlm_dft.optimization import Optimization
 from vlm_dft.ranks import Ranks
@@ -62,6 +63,34 @@ def test_adapters_on_the_vision_tower_have_its_rate(tiny_vlm: Path, shapes: Path
     )
     found = largest_changes(config)
     assert found == pytest.approx({"vision_tower": 1e-5, "merger": 1e-3, "language_model": 1e-3}, rel=0.02)
+
+
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="torch has no such function yet")
+def test_the_head_is_computed_by_the_backend_that_was_asked_for(
+    tiny_vlm: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    compute = linear_cross_entropy.compute
+    monkeypatch.setattr(linear_cross_entropy, "compute", lambda *given: calls.append(given) or compute(*given))
+    steps = []
+    for backend in ("auto", "linear_cross_entropy"):
+        config = config_of(tiny_vlm, shapes, "dft", head_backend=backend)
+        loaded = loaded_for(config)
+        steps.append(Optimization(loaded, config, Ranks(), 10).step(0, micro_batches_of(config, loaded)))
+        assert bool(calls) == (backend != "auto")
+    expected, found = steps
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    assert found.counts.sums == pytest.approx(expected.counts.sums, rel=1e-5)
+
+
+def test_a_head_backend_that_cannot_serve_is_refused_before_the_first_step(
+    tiny_vlm: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    config = config_of(tiny_vlm, shapes, "dft", head_backend="triton")
+    with pytest.raises(ConfigError, match=r"triton cannot serve: it needs CUDA .* on cpu .*; or use torch") as error:
+        Optimization(loaded_for(config), config, Ranks(), 10)
+    assert error.value.param == "train.head_backend"
 
 
 def test_the_logged_rate_is_the_language_models(tiny_vlm: Path, shapes: Path):

@@ -184,7 +184,7 @@ def test_settings_that_are_younger_than_the_checkpoint_have_their_defaults(finis
     shutil.copytree(finished.checkpoint_path(2), older)
     state, marker = older / "training" / "state.json", older / "complete.json"
     document = json.loads(state.read_text())
-    for name in ("fsdp", "accuracy_probe", "head_tolerance"):
+    for name in ("fsdp", "accuracy_probe", "head_tolerance", "head_backend"):
         del document["config"][name]
     state.write_text(json.dumps(document))
     sizes = json.loads(marker.read_text())
@@ -192,8 +192,9 @@ def test_settings_that_are_younger_than_the_checkpoint_have_their_defaults(finis
     marker.write_text(json.dumps(sizes))
     config, run = resumed(finished, tmp_path / "run", resume_from=older)
     assert trainer.train(config, run).resumed_from_step == 2
-    config, run = resumed(finished, tmp_path / "changed", resume_from=older, head_tolerance=0.5)
-    with pytest.raises(CheckpointError, match=r"head_tolerance is 0\.5, the checkpoint has 1e-06"):
+    config, run = resumed(finished, tmp_path / "changed", resume_from=older, head_tolerance=0.5, head_backend="torch")
+    differing = r"head_backend is 'torch', the checkpoint has 'auto'; head_tolerance is 0\.5, the checkpoint has 1e-06"
+    with pytest.raises(CheckpointError, match=differing):
         trainer.train(config, run)
 
 

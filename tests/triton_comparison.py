@@ -29,6 +29,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     bias: bool = False
     frozen_weight: bool = False
+    master_weight: bool = False
+    """The weight is float32, as one under training, with values that dtype has."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,6 +48,8 @@ CASES = {
     "iw_sft": Case("iw_sft"),
     "nll in bfloat16": Case("nll", dtype=torch.bfloat16),
     "dft in bfloat16": Case("dft", (13, 32, 101), torch.bfloat16, bias=True),
+    "dft of bfloat16 rows and a float32 weight": Case("dft", (13, 32, 101), torch.bfloat16, master_weight=True),
+    "dft within a tolerance": Case("dft", settings={"tolerance": 1e-9}),
 }
 
 
@@ -63,7 +67,11 @@ def problem(case: Case, device: str) -> tuple[list[Tensor], dict[str, Any]]:
         "segments_N": torch.arange(rows) // 5,
         "ref_logp_N": torch.linspace(-3, -0.1, rows),
     }
-    leaves = [tensor.to(device, case.dtype).requires_grad_() for tensor in (hidden_ND, weight_VD)]
+    leaves = [tensor.to(device, case.dtype) for tensor in (hidden_ND, weight_VD)]
+    if case.master_weight:
+        leaves[1] = leaves[1].float()
+    for leaf in leaves:
+        leaf.requires_grad_()
     if case.bias:
         leaves.append(torch.linspace(-1, 1, vocabulary).to(device).requires_grad_())
     leaves[1].requires_grad_(not case.frozen_weight)

@@ -10,13 +10,14 @@ Shapes: N rows, D hidden size, V vocabulary, S statistics, M supervised rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm_dft import objectives
+from vlm_dft.config import HeadBackend
 from vlm_dft.errors import ConfigError
 from vlm_dft.heads import linear_cross_entropy, triton_head
 from vlm_dft.heads.chunks import Request, RowResults, compute
@@ -26,7 +27,9 @@ from vlm_dft.objectives import Objective
 IGNORED: Final = -100
 """The label of a row that is not supervised."""
 
-BACKENDS: Final = ("auto", "torch", "linear_cross_entropy", "triton")
+BACKENDS: Final = get_args(HeadBackend)
+_OTHERS: Final = {"linear_cross_entropy": linear_cross_entropy, "triton": triton_head}
+"""Backends that cannot serve everything."""
 
 STATISTICS: Final = (
     "objective_sum",
@@ -103,8 +106,8 @@ def objective_loss(
     exact. 0: exact gradients. 1e-6: errors below 1e-3; 1e-5 is a tenth faster, its errors are 3 to 5 times as large.
 
     ``statistics="target"`` leaves out what needs more than the target's log-probability: entropy_sum and correct_count
-    are NaN. ``backend``: torch serves everything; linear_cross_entropy needs "target" and tolerance 0; triton needs
-    CUDA, tolerance 0, no anchor to a reference model; auto is torch.
+    are NaN. ``backend``: torch serves everything, and auto is torch; linear_cross_entropy is torch's own, for float32
+    and float64; triton needs CUDA. Neither serves an anchor to a reference model; both are exact at any tolerance.
     ``segments_N`` says which sequence a row belongs to, whole sequences in one call; ``ref_logp_N`` is the target's
     log-probability under a reference model; ``ref_hidden_ND``, ``ref_weight_VD`` and ``ref_bias_V`` are such a model's
     states and head. Objectives that need them say so (``Objective.needs_...``), others do not look at them.
@@ -114,7 +117,8 @@ def objective_loss(
     """
     chosen = objective if isinstance(objective, Objective) else objectives.objective(objective)
     _check_shapes(hidden_ND, weight_VD, labels_N, bias_V)
-    _check_settings(denominator, chunk_rows, tolerance, backend, statistics)
+    _check_settings(denominator, chunk_rows, tolerance, statistics)
+    check_backend(backend, chosen, hidden_ND, weight_VD, bias_V)
     _check_references(chosen, hidden_ND, weight_VD, segments_N, ref_logp_N, ref_hidden_ND, ref_weight_VD)
     rows_M = _supervised_rows(labels_N, weight_VD.shape[0])
     if rows_M.numel() == 0:
@@ -125,7 +129,7 @@ def objective_loss(
     request = Request(
         labels_N=labels_N[rows_M].long(),
         objective=chosen,
-        wanted=frozenset({"entropy", "correct"} if statistics == "all" else ()),
+        wanted=frozenset({"entropy_N", "correct"} if statistics == "all" else ()),
         chunk_rows=chunk_rows or _default_chunk_rows(weight_VD),
         tolerance=tolerance,
         scale=1 / denominator,
@@ -133,9 +137,8 @@ def objective_loss(
         ref_logp_N=ref_logp_N[rows_M] if chosen.needs_ref_logp and ref_logp_N is not None else None,
         segments_N=_numbered(segments_N[rows_M]) if chosen.needs_segments and segments_N is not None else None,
     )
-    if backend in ("linear_cross_entropy", "triton"):
-        served_by = linear_cross_entropy if backend == "linear_cross_entropy" else triton_head
-        loss, results = served_by.compute(hidden_ND[rows_M], weight_VD, bias_V, request)
+    if backend in _OTHERS:
+        loss, results = _OTHERS[backend].compute(hidden_ND[rows_M], weight_VD, bias_V, request)
     else:
         held: list[RowResults] = []
         loss = _Head.apply(hidden_ND[rows_M], weight_VD, bias_V, request, held, torch.is_grad_enabled())
@@ -151,6 +154,16 @@ def objective_loss(
     )
 
 
+def check_backend(
+    backend: str, objective: Objective, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None
+) -> None:
+    """Whether the backend can serve tensors like these, of whatever N. Raises ConfigError with reason and remedy."""
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}: there are {', '.join(BACKENDS)}", param="train.head_backend")
+    if backend in _OTHERS:
+        _OTHERS[backend].check(hidden_ND, weight_VD, bias_V, objective)
+
+
 def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V: Tensor | None) -> None:
     if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"hidden {tuple(hidden_ND.shape)} and weight {tuple(weight_VD.shape)} must be N x D and V x D")
@@ -164,17 +177,13 @@ def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V
         raise ValueError(f"bias {tuple(bias_V.shape)} must have one entry per row of weight {tuple(weight_VD.shape)}")
 
 
-def _check_settings(
-    denominator: float, chunk_rows: int | None, tolerance: float, backend: str, statistics: str
-) -> None:
+def _check_settings(denominator: float, chunk_rows: int | None, tolerance: float, statistics: str) -> None:
     if not denominator > 0:
         raise ValueError(f"denominator must be above 0, not {denominator}")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}")
     if not 0 <= tolerance < 1:
         raise ConfigError(f"tolerance {tolerance} must be at least 0 and below 1; 0 is exact", param="tolerance")
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}: there are {', '.join(BACKENDS)}", param="backend")
     if statistics not in ("all", "target"):
         raise ConfigError(f"unknown statistics {statistics!r}: there are all, target", param="statistics")
 

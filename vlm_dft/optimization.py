@@ -31,7 +31,7 @@ from vlm_dft.compilation import compile_layers
 from vlm_dft.config import TrainConfig
 from vlm_dft.errors import ConfigError, NanLossError, OutOfMemoryError
 from vlm_dft.forward import Forward
-from vlm_dft.head import STATISTICS, LossSums, objective_loss
+from vlm_dft.head import STATISTICS, LossSums, check_backend, objective_loss
 from vlm_dft.model import LoadedModel, base_of, part_of
 from vlm_dft.ranks import Ranks
 from vlm_dft.reference import Reference
@@ -64,6 +64,9 @@ class Optimization:
         self._largest_tokens = 0
         _cast(loaded)
         self.forward = Forward(loaded, packing=config.packing)
+        head = self.forward.head
+        rows = head.weight.new_empty(0, head.in_features, dtype=loaded.dtype)
+        check_backend(config.head_backend, self.objective, rows, head.weight, head.bias)
         self._reference = Reference(loaded, config) if self.objective.needs_reference else None
         if config.gradient_checkpointing:
             _checkpoint_activations(base_of(loaded.model))
@@ -175,6 +178,7 @@ class Optimization:
             eos_token_id=self._loaded.end_of_turn_token_id,
             denominator=denominator,
             tolerance=self._config.head_tolerance,
+            backend=self._config.head_backend,
             **given,
         )
 

@@ -30,7 +30,7 @@ class Request:
     """int64."""
     objective: Objective
     wanted: frozenset[str]
-    """Statistics to compute for the log: "entropy" and "correct"."""
+    """Statistics to compute for the log: "entropy_N" and "correct"."""
     chunk_rows: int
     tolerance: float = 0.0
     scale: float = 1.0
@@ -82,7 +82,7 @@ class _Chunks:
         statistics: list[dict[str, Tensor]] = []
         weights: list[Tensor] = []
         for rows in self._slices():
-            tile = self._tile(rows, self._request.wanted | (objective.needs & {"top_entropy_N", "sum_p2_N"}))
+            tile = self._tile(rows, self._request.wanted | objective.needs)
             statistics.append(tile.statistics)
             if not objective.needs_segments:
                 weights.append(objective.weights(self._token_statistics(tile.statistics, rows)))
@@ -99,7 +99,7 @@ class _Chunks:
         results = RowResults(
             logp_N=found["logp"],
             weight_N=weight_N,
-            entropy_N=found.get("entropy"),
+            entropy_N=found.get("entropy_N"),
             correct_N=found.get("correct"),
             kl_N=found.get("kl"),
             sparse_rows=self._sparse_rows,
@@ -126,7 +126,7 @@ class _Chunks:
         request = self._request
         statistics = TokenStatistics(
             logp_N=found["logp"],
-            entropy_N=found.get("entropy"),
+            entropy_N=found.get("entropy_N"),
             top_entropy_N=found.get("top_entropy_N"),
             sum_p2_N=found.get("sum_p2_N"),
         )

@@ -27,7 +27,7 @@ class Tile:
     """The exponentials in a scale of each row's own, where the logits were."""
     sum_C: Tensor
     statistics: dict[str, Tensor]
-    """By name, each of C: logp; where wanted entropy, correct, top_entropy_N, sum_p2_N, kl."""
+    """By name, each of C: logp; where wanted entropy_N, correct, top_entropy_N, sum_p2_N, kl."""
     reference_CV: Tensor | None = None
     """Softmax of the reference, where its logits were."""
 
@@ -71,9 +71,9 @@ def _softmax_rows(
         found["sum_p2_N"] = (torch.linalg.vector_norm(exp_RV, dim=1) / found["sum"]).square()
     if reference_RV is not None:
         found["kl"] = _divergence(reference_RV, logits_RV, largest_R + log_sum_R)
-    if "entropy" in wanted:
+    if "entropy_N" in wanted:
         # H = log sum - E[logit]
-        found["entropy"] = log_sum_R + largest_R - logits_RV.mul_(exp_RV).sum(dim=1) / found["sum"]
+        found["entropy_N"] = log_sum_R + largest_R - logits_RV.mul_(exp_RV).sum(dim=1) / found["sum"]
     logits_RV.copy_(exp_RV)
     return found
 

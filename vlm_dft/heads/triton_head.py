@@ -24,7 +24,7 @@ import math
 import os
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from vlm_dft.errors import ConfigError
 from vlm_dft.heads.chunks import Request, RowResults
 from vlm_dft.heads.projection import Projection
-from vlm_dft.objectives import TOP_K, TokenStatistics
+from vlm_dft.objectives import TOP_K, Objective, TokenStatistics
 
 # A tile of logits; its third side is _TILE_BYTES of features. Not tuned: small enough for every card since Ampere.
 _TILE_N = 128
@@ -48,25 +48,21 @@ _PANEL_ELEMENTS = 2**26
 
 
 def compute(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, request: Request) -> tuple[Tensor, RowResults]:
-    """The differentiable loss times request.scale, and the results of every row. Raises ConfigError where it cannot."""
-    _check(hidden_ND, weight_VD, request)
-    kernels = _kernels(hidden_ND)
+    """The differentiable loss times request.scale, and the results of every row, of what ``check`` has let pass."""
     held: list[RowResults] = []
-    loss = _Loss.apply(hidden_ND, weight_VD, bias_V, request, kernels, held)
+    loss = _Loss.apply(hidden_ND, weight_VD, bias_V, request, _kernels(hidden_ND), held)
     return loss, held[0]
 
 
-def _check(hidden_ND: Tensor, weight_VD: Tensor, request: Request) -> None:
-    dtypes = {hidden_ND.dtype, weight_VD.dtype}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16}:
+def check(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, objective: Objective) -> None:
+    """Raises ConfigError where it cannot serve such tensors or this objective."""
+    if not {hidden_ND.dtype, weight_VD.dtype} <= {torch.float32, torch.bfloat16}:
         raise _cannot(
-            f"hidden states and weight must both be float32 or both bfloat16; "
-            f"they are {hidden_ND.dtype} and {weight_VD.dtype}"
+            f"hidden states and weight must be float32 or bfloat16; they are {hidden_ND.dtype} and {weight_VD.dtype}"
         )
-    if request.objective.kl_weight > 0:
-        raise _cannot(f"it has not the reference model's distribution that {request.objective.name} needs")
-    if request.tolerance > 0:
-        raise _cannot("it is exact: set tolerance to 0")
+    if objective.needs_reference:
+        raise _cannot(f"it has not the reference model's distribution that {objective.name} needs")
+    _kernels(hidden_ND)
 
 
 def _kernels(hidden_ND: Tensor) -> ModuleType:
@@ -89,7 +85,7 @@ def _kernels(hidden_ND: Tensor) -> ModuleType:
 
 
 def _cannot(reason: str) -> ConfigError:
-    return ConfigError(f"backend triton cannot serve: {reason}; or use torch", param="backend")
+    return ConfigError(f"head_backend triton cannot serve: {reason}; or use torch", param="train.head_backend")
 
 
 @dataclass(frozen=True)
@@ -101,6 +97,15 @@ class _Inputs:
     weight_VD: Tensor
     bias_V: Tensor | None
     labels_N: Tensor
+
+    @classmethod
+    def of(
+        cls, kernels: ModuleType, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor
+    ) -> Self:
+        # The rows' type is that of computation: a float32 weight under training meets bfloat16 rows in bfloat16.
+        narrow_VD = weight_VD.to(hidden_ND.dtype).contiguous()
+        wide_V = bias_V.float().contiguous() if bias_V is not None else None
+        return cls(kernels, hidden_ND.contiguous(), narrow_VD, wide_V, labels_N)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -124,7 +129,7 @@ class _Inputs:
 
 
 def _statistics(inputs: _Inputs, *, want_top: bool) -> dict[str, Tensor]:
-    """By name, each of N: largest, sum, logp, entropy, correct, sum_p2_N and, where wanted, top_entropy_N."""
+    """By name, each of N: largest, sum, logp, entropy_N, correct, sum_p2_N and, where wanted, top_entropy_N."""
     num_rows, vocabulary, _ = inputs.sizes
     row_tiles, word_tiles = math.ceil(num_rows / _TILE_N), math.ceil(vocabulary / _TILE_V)
     words_per_split = math.ceil(word_tiles / max(1, _PROGRAMS // row_tiles)) * _TILE_V
@@ -146,7 +151,7 @@ def _statistics(inputs: _Inputs, *, want_top: bool) -> dict[str, Tensor]:
         "largest": largest_N,
         "sum": sum_N,
         "logp": target_N - largest_N - log_sum_N,
-        "entropy": log_sum_N - (shrink_SN * (sum_x_SN + sum_SN * step_SN)).sum(dim=0) / sum_N,
+        "entropy_N": log_sum_N - (shrink_SN * (sum_x_SN + sum_SN * step_SN)).sum(dim=0) / sum_N,
         "correct": target_N >= largest_N,
         "sum_p2_N": (shrink_SN.square() * squares_SN).sum(dim=0) / sum_N.square(),
     }
@@ -162,7 +167,12 @@ def _entropy(logits_NK: Tensor) -> Tensor:
 
 
 def _gradients(
-    inputs: _Inputs, largest_N: Tensor, share_N: Tensor, coefficient_N: Tensor, needs: tuple[bool, ...]
+    inputs: _Inputs,
+    largest_N: Tensor,
+    share_N: Tensor,
+    coefficient_N: Tensor,
+    needs: tuple[bool, ...],
+    weight_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden states, weight and bias, as far as they are needed, from the logit gradient of each panel."""
     need_hidden, need_weight, need_bias = needs
@@ -170,7 +180,7 @@ def _gradients(
     hidden_ND, weight_VD = inputs.hidden_ND, inputs.weight_VD
     projection = Projection(hidden_ND, weight_VD[:1], None)  # for its products, exact on every device
     total_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if need_hidden else None
-    grad_VD = torch.empty_like(weight_VD) if need_weight else None
+    grad_VD = torch.empty_like(weight_VD, dtype=weight_dtype) if need_weight else None
     grad_V = hidden_ND.new_empty(vocabulary, dtype=torch.float32) if need_bias else None
     panel_words = max(1, _PANEL_ELEMENTS // num_rows // _TILE_V) * _TILE_V
     for first in range(0, vocabulary, panel_words):
@@ -203,14 +213,13 @@ class _Loss(torch.autograd.Function):
         kernels: ModuleType,
         held: list[RowResults],
     ) -> Tensor:
-        wide_V = bias_V.float().contiguous() if bias_V is not None else None
-        inputs = _Inputs(kernels, hidden_ND.contiguous(), weight_VD.contiguous(), wide_V, request.labels_N)
+        inputs = _Inputs.of(kernels, hidden_ND, weight_VD, bias_V, request.labels_N)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             found = _statistics(inputs, want_top="top_entropy_N" in request.objective.needs)
             weight_N = request.objective.weights(
                 TokenStatistics(
                     logp_N=found["logp"],
-                    entropy_N=found["entropy"],
+                    entropy_N=found["entropy_N"],
                     top_entropy_N=found.get("top_entropy_N"),
                     sum_p2_N=found["sum_p2_N"],
                     ref_logp_N=request.ref_logp_N.float() if request.ref_logp_N is not None else None,
@@ -218,8 +227,8 @@ class _Loss(torch.autograd.Function):
                 )
             )
             loss = (weight_N.double() * -found["logp"].double()).sum().mul(request.scale).float()
-        wanted = {name: found[name] if name in request.wanted else None for name in ("entropy", "correct")}
-        held.append(RowResults(found["logp"], weight_N, wanted["entropy"], wanted["correct"]))
+        wanted = {name: found[name] if name in request.wanted else None for name in ("entropy_N", "correct")}
+        held.append(RowResults(found["logp"], weight_N, wanted["entropy_N"], wanted["correct"]))
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, request.labels_N, found["largest"], found["sum"], weight_N)
         ctx.kernels, ctx.scale = kernels, request.scale
         return loss
@@ -230,11 +239,12 @@ class _Loss(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, labels_N, largest_N, sum_N, weight_N = ctx.saved_tensors
-        wide_V = bias_V.float().contiguous() if bias_V is not None else None
-        inputs = _Inputs(ctx.kernels, hidden_ND.contiguous(), weight_VD.contiguous(), wide_V, labels_N)
+        inputs = _Inputs.of(ctx.kernels, hidden_ND, weight_VD, bias_V, labels_N)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             coefficient_N = weight_N.float() * (grad_outputs[0].float() * ctx.scale)
-            gradients = _gradients(inputs, largest_N, coefficient_N / sum_N, coefficient_N, ctx.needs_input_grad[:3])
+            gradients = _gradients(
+                inputs, largest_N, coefficient_N / sum_N, coefficient_N, ctx.needs_input_grad[:3], weight_VD.dtype
+            )
         leaves = (hidden_ND, weight_VD, bias_V)
         return *(
             gradient.to(leaf.dtype) if gradient is not None and leaf is not None else None

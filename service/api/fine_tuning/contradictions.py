@@ -24,9 +24,23 @@ def check_training(train: TrainConfig, model: ResolvedModel, method: str) -> Non
         if getattr(train, name) is not None and part not in trained:
             message = f"{method}.hyperparameters.{name}: this training leaves the {part} part as it is: leave it out"
             raise InvalidRequestError(message, param=f"{method}.hyperparameters.{name}")
+    if (reason := _head_backend_cannot(train)) is not None:
+        place = f"{method}.hyperparameters.head_backend"
+        raise InvalidRequestError(f"{place}: {train.head_backend} {reason}: leave it out", param=place)
     if train.vision_cache is not None and not model.is_vision:
         message = f"{method}.training.vision_cache: {model.name} is a text model, without a vision tower: leave it out"
         raise InvalidRequestError(message, param=f"{method}.training.vision_cache", code="model_without_vision")
+
+
+def _head_backend_cannot(train: TrainConfig) -> str | None:
+    """Why it cannot serve, as far as settings tell; the trainer knows device and types."""
+    if train.head_backend in ("auto", "torch"):
+        return None
+    if train.objective.name == "asft" and train.objective.kl_weight > 0:
+        return "has not the base model's distribution, which asft needs"
+    if train.head_backend == "linear_cross_entropy" and train.precision == "bf16":
+        return "rounds in bf16: it needs precision fp32"
+    return None
 
 
 def trained_parts(train: TrainConfig, model: ResolvedModel) -> set[str]:
