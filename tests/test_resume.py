@@ -73,6 +73,9 @@ def uninterrupted(request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path_facto
         batch_size=4,
         max_steps=STEPS,
         checkpoint_every_steps=7,
+        probe_every_steps=10,
+        sample_rows=2,
+        sample_max_new_tokens=4,
         precision="fp32",
         **kind,
     )
@@ -89,6 +92,12 @@ def copy_of(run: RunDir, path: Path, **changes) -> RunDir:
     copy = RunDir(path)
     copy.create(config.model_copy(update={"train": config.train.model_copy(update=changes)}))
     return copy
+
+
+def said(run: RunDir) -> list[dict]:
+    """What was answered to rows on the way, without its times."""
+    answers = [answer for step in run.sample_steps() for answer in run.read_samples(step)]
+    return [answer.model_dump(exclude={"time"}) for answer in answers]
 
 
 def train_metrics(run: RunDir) -> list[dict]:
@@ -111,6 +120,8 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted: RunDir, tmp_path
     assert result.train.resumed_from_step == checkpoint.step
     merged = [line for line in metrics_of(first.metrics_path) if line["step"] <= checkpoint.step]
     assert merged + metrics_of(second.metrics_path) == metrics_of(uninterrupted.metrics_path)
+    answers = [answer for answer in said(first) if answer["step"] <= checkpoint.step]
+    assert answers + said(second) == said(uninterrupted)
     assert_same_weights(weights_of(second), weights_of(uninterrupted))
     expected = uninterrupted.read_result()
     assert expected is not None
@@ -134,6 +145,8 @@ def test_asked_to_stop_it_finishes_the_step_and_goes_on_later_from_there(uninter
     # In the same directory: nothing names the checkpoint, the newest is found.
     finish(run)
     assert train_metrics(run) == train_metrics(uninterrupted)
+    assert said(run) == said(uninterrupted)
+    assert [answer["step"] for answer in said(run)] == [0, 0, 10, 10, 20, 20, 30, 30]
     assert_same_weights(weights_of(run), weights_of(uninterrupted))
 
 
@@ -280,6 +293,8 @@ def test_two_ranks_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
         max_steps=6,
         checkpoint_every_steps=3,
         learning_rate=1e-3,
+        sample_rows=3,
+        sample_max_new_tokens=4,
         precision="fp32",
     )
     alone, together = RunDir(tmp_path / "alone"), RunDir(tmp_path / "together")
@@ -290,6 +305,8 @@ def test_two_ranks_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
     assert [exit_code(rank) for rank in ranks] == [0, 0], together.log_tail()
     one, two = metrics_of(alone.metrics_path), metrics_of(together.metrics_path)
     assert len(one) == len(two) == 6 + 3
+    assert said(together)[:3] == said(alone)[:3]  # before the first step: later their weights differ by rounding
+    assert [(a["step"], a["row_id"]) for a in said(together)] == [(a["step"], a["row_id"]) for a in said(alone)]
     for expected, found in zip(one, two, strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
     result = together.read_result()

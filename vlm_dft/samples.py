@@ -1,8 +1,8 @@
 """What a model in training says to a few rows of its own data: greedy answers with the weights as they are.
 
 The same rows at the start, on the way and at the end: the first ones of the held-out file, or of the training rows
-where there is none, that have a turn to be trained and a turn before it. A row's prompt is every turn before the last
-trained one, its pictures included. It leaves no trace, as the accuracy probe; ranks share the rows.
+where there is none, that have a turn to be trained. A row's prompt is every turn before the last trained one, its
+pictures included. It leaves no trace, as the accuracy probe; ranks share the rows.
 Not covered: models cut over ranks (fsdp).
 """
 
@@ -101,6 +101,6 @@ class Samples:
 
 
 def last_trained_turn(row: Row) -> int | None:
-    """Its place among the messages; None where there is none, or nothing before it."""
-    places = [place for place, turn in enumerate(row.messages) if turn.role == "assistant" and turn.train]
-    return places[-1] if places and places[-1] > 0 else None
+    """Its place among the messages; None where there is none."""
+    places = (place for place, turn in enumerate(row.messages) if turn.role == "assistant" and turn.train)
+    return max(places, default=None)
