@@ -16,15 +16,17 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 from store_samples import new_file, new_job
 
-from service.jobs import retention, store
+from service.jobs import queue, retention, store
 from service.jobs.collection import collect, preview
 from service.jobs.database import Database
 from service.jobs.files import delete_file
 from service.jobs.garbage import TRASH
-from service.jobs.phases import Phase
+from service.jobs.phases import Phase, Queue
 from service.jobs.tables import Base, Checkpoint, File, Job, Model
 from service.jobs.tenancy_tables import AuditEvent, GpuUsage
 from service.settings import Settings
+from vlm_dft.run_dir import CHECKPOINT_MARKER
+from worker.janitor import Janitor
 
 DAY = 86_400.0
 OUTPUTS = ("checkpoints/step-000002", "checkpoints/step-000004", "checkpoints/.step-000006.7.tmp", "export", "dataset")
@@ -123,7 +125,7 @@ def build(s: Session, chosen: Settings, jobs: list[dict[str, Any]]) -> World:
         for attempt in range(1, plan["attempts"] + 1):
             base = run / f"attempt-{attempt}"
             for output in OUTPUTS:
-                world.leaves[write(base / output / "weights")] = (True, plan["ended_days"], True)
+                world.leaves[write(base / output / CHECKPOINT_MARKER)] = (True, plan["ended_days"], True)
             for name in READABLE:
                 world.leaves[write(base / name)] = (False, plan["ended_days"], True)
         steps = {step: attempt for attempt, step in plan["checkpoint_rows"] if attempt <= plan["attempts"]}
@@ -173,7 +175,7 @@ def test_what_is_named_again_comes_back_from_the_trash(sqlite: Database, tmp_pat
     chosen = Settings(data_dir=tmp_path, unreferenced_days=1.0)
     with sqlite.write() as s:
         run = add_job(s, chosen, ended_days=5.0, names=[])
-        leaf = write(run / "attempt-1/checkpoints/step-000002/weights")
+        leaf = write(run / "attempt-1/checkpoints/step-000002/complete.json")
     assert [one.path for one in collect(sqlite, chosen).garbage] == [leaf.parent]
     assert not leaf.exists()
     with sqlite.write() as s:
@@ -200,7 +202,7 @@ def test_by_default_nothing_that_the_api_shows_is_given_up(sqlite: Database, tmp
         add_checkpoint(s, run, run / "attempt-1/checkpoints/step-000002", 2)
         new_file(s, purpose="user_data")
         s.execute(update(File).values(created_at=1.0))
-        kept = [write(run / "attempt-1/checkpoints/step-000002/weights"), write(run / "attempt-1/log.txt")]
+        kept = [write(run / "attempt-1/checkpoints/step-000002/complete.json"), write(run / "attempt-1/log.txt")]
     collected = collect(sqlite, chosen, trash_seconds=0.0)
     assert (collected.files, collected.checkpoints, collected.garbage) == ([], [], [])
     assert all(path.exists() for path in kept)
@@ -215,7 +217,7 @@ def test_old_checkpoints_are_given_up_unless_something_kept_was_made_from_them(
         names = [
             add_checkpoint(s, parent, parent / f"attempt-1/checkpoints/step-{step:06d}", step) for step in (2, 4, 6)
         ]
-        leaves = [write(parent / f"attempt-1/checkpoints/step-{step:06d}/weights") for step in (2, 4, 6)]
+        leaves = [write(parent / f"attempt-1/checkpoints/step-{step:06d}/complete.json") for step in (2, 4, 6)]
         running = add_job(s, chosen, ended_days=None, names=[])
         tuned = add_job(s, chosen, ended_days=90.0, names=[])
         for child, name in ((running, names[0]), (tuned, names[1])):
@@ -235,12 +237,22 @@ def test_a_record_of_a_checkpoint_that_was_pruned_behind_its_lost_worker_goes(sq
             for step in (2, 4):
                 add_checkpoint(s, run, run / f"attempt-1/checkpoints/step-{step:06d}", step)
         for run in (cancelled, running):
-            write(run / "attempt-1/checkpoints/step-000004/complete.json")
+            write(run / "attempt-1/checkpoints/step-000004" / CHECKPOINT_MARKER)
         kept = set(s.scalars(select(Checkpoint.name)))
     pruned = f"ft:tiny:{cancelled.name}:ckpt-step-2"
     assert collect(sqlite, chosen).checkpoints == [pruned]
-    with sqlite.read() as s:
+    with sqlite.write() as s:
         assert set(s.scalars(select(Checkpoint.name))) == kept - {pruned}
+        claim = store.claim(s, Queue.GPU, "lost", "cpu", 0.0)
+        assert claim is not None
+        assert claim.job_id == running.name
+        store.cancel(s, "default", running.name)
+    queue.prepare_broker(chosen)
+    Janitor(sqlite, chosen, queue.create_celery(chosen)).sweep()
+    with sqlite.read() as s:
+        assert s.get_one(Job, running.name).phase == Phase.CANCELLED
+        kept -= {pruned, f"ft:tiny:{running.name}:ckpt-step-2"}
+        assert set(s.scalars(select(Checkpoint.name))) == kept, "told at once, and not of a disk that is away"
 
 
 def test_the_audit_log_and_the_gpu_minutes_of_long_ago_are_forgotten(

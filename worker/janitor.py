@@ -24,6 +24,7 @@ from service.jobs import queue, store
 from service.jobs.collection import collect
 from service.jobs.database import Database, open_database
 from service.jobs.files import expire_files
+from service.jobs.retention import forget_pruned
 from service.jobs.uploads import expire_uploads
 from service.jobs.webhooks import forget_old_deliveries
 from service.settings import Settings, get_settings
@@ -68,6 +69,8 @@ class Janitor:
             lost = store.reap(session, self._settings)
         for job_id in lost:
             log.warning("a lease expired: the job was taken from its worker", job_id=job_id)
+        if lost and self._settings.storage_url is None:
+            forget_pruned(self._database, lost)
 
     def _expire_deadlines(self) -> None:
         with self._database.write() as session:

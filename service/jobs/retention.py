@@ -6,6 +6,7 @@ go later, as garbage that no record names. And the other way round: a record who
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from service.jobs.tables import Checkpoint, File, Job, Model
 from service.jobs.tenancy_quotas import month_of
 from service.jobs.tenancy_tables import AuditEvent, GpuUsage
 from service.settings import Settings
+from vlm_dft.run_dir import CHECKPOINT_MARKER
 
 DAY_SECONDS = 86_400.0
 AUDIT_ROWS = 10_000
@@ -65,19 +67,27 @@ def give_up_checkpoints(s: Session, settings: Settings) -> list[str]:
     return [row.name for row in rows]
 
 
-def forget_pruned(database: Database) -> list[str]:
-    """Delete the records of ended jobs' checkpoints that are not on disk any more; returns their names.
+def forget_pruned(database: Database, job_ids: Collection[str] | None = None) -> list[str]:
+    """Delete the records of checkpoints that are not on disk any more; returns their names. Not with an object store.
 
-    A trainer prunes one, its worker dies before it can tell, and the job is cancelled before another attempt finds out.
+    A trainer prunes one, and its worker dies before it can tell: nobody else would, were the job not to run again.
     A directory that is missing together with the attempt's own is no sign of that: its disk may be away.
+    job_ids: of jobs whose worker was lost; None: of all that have ended.
     """
+    of_jobs = Job.phase.in_(sorted(TERMINAL)) if job_ids is None else Job.id.in_(job_ids)
     with database.read() as s:
-        ended = select(Checkpoint.id, Checkpoint.name, Checkpoint.path).join(Job, Job.id == Checkpoint.job_id)
-        rows = s.execute(ended.where(Job.phase.in_(sorted(TERMINAL)))).all()
-    gone = [row for row in rows if not Path(row.path).exists() and Path(row.path).parent.is_dir()]
+        named = select(Checkpoint.name, Checkpoint.path).join(Job, Job.id == Checkpoint.job_id).where(of_jobs)
+        rows = s.execute(named).all()
+    paths = [Path(row.path) for row in rows]
+    gone = [
+        row
+        for row, path in zip(rows, paths, strict=True)
+        if path.parent.is_dir() and not (path / CHECKPOINT_MARKER).exists()
+    ]
     if gone:
         with database.write() as s:
-            s.execute(delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in gone])))
+            for row in gone:  # another attempt may have written the same step since
+                s.execute(delete(Checkpoint).where(Checkpoint.name == row.name, Checkpoint.path == row.path))
     return [row.name for row in gone]
 
 
