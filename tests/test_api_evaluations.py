@@ -235,35 +235,6 @@ def test_a_database_of_another_version_stops_the_start(tmp_path: Path) -> None:
     assert "vlm-dft migrate" in done.stderr
 
 
-def test_the_api_runs_where_torch_is_not(tmp_path: Path) -> None:
-    code = """
-import sys
-for name in ("torch", "torchvision", "transformers", "peft", "accelerate"):
-    sys.modules[name] = None
-from service.api.app import create_app
-print(len(create_app().openapi()["paths"]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"VLM_DFT_DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 25
-
-
-def test_importing_the_api_imports_no_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import service.api.app"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "service.api.app" in modules
-    assert not modules & {"torch", "transformers", "torchvision", "peft"}
-
-
 def test_the_openapi_names_each_operation_once_and_only_our_error_shape(api: Api) -> None:
     document = api.http().get("/openapi.json").json()
     operations = [op for path in document["paths"].values() for op in path.values()]
