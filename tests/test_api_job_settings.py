@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from api_server import Api, serve, text_row
 from databases import copied_sqlite
+from pydantic import ValidationError
 from test_api_jobs import submit
 
 from service.api.fine_tuning.requests import SupervisedMethod
@@ -202,3 +203,19 @@ def test_a_file_counted_with_another_tokenizer_is_taken_with_a_warning(api: Api)
     warning = api.http().get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"][0]
     assert (warning["level"], warning["seq"]) == ("warn", 2)
     assert "the trainer counts" in warning["message"]
+
+
+def test_objectives_are_listed_with_the_options_that_requests_are_checked_with(api: Api) -> None:
+    answer = api.http().get("/v1/fine_tuning/objectives").raise_for_status().json()
+    listed = {each["id"]: each for each in answer["data"]}
+    assert listed.keys() == OBJECTIVE_OPTIONS.keys()
+    for name, known in OBJECTIVE_OPTIONS.items():
+        options = listed[name]["options"]
+        assert options.keys() == set(known)
+        trainers = ObjectiveConfig.model_validate({"name": name})
+        for option, schema in options.items():
+            assert schema["default"] == getattr(trainers, option)
+            assert schema["description"]
+            beyond = "sideways" if "enum" in schema else schema["maximum"] + 1
+            with pytest.raises(ValidationError, match=option):
+                SupervisedMethod.model_validate({"objective": name, name: {option: beyond}})

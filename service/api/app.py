@@ -29,7 +29,7 @@ from service.api.errors import ErrorBody, install_error_rendering
 from service.api.evaluations import router as evaluations
 from service.api.files import router as files
 from service.api.files.storage import prepare_directory
-from service.api.fine_tuning import estimates, outputs, preflights, preview
+from service.api.fine_tuning import estimates, objectives, outputs, preflights, preview
 from service.api.fine_tuning import router as fine_tuning
 from service.api.models import router as models
 from service.api.openapi import complete_schema
@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     complete_schema(app)
     for resource in (files, uploads, fine_tuning, outputs, comparisons, evaluations, models, webhooks, tenancy):
         app.include_router(resource.router, dependencies=[Depends(outputs_here)])
-    for resource in (preflights, estimates, preview, reports):
+    for resource in (preflights, estimates, preview, objectives, reports):
         app.include_router(resource.router, dependencies=[Depends(outputs_here)])
     app.include_router(operations.router)
     install_dashboard(app)

@@ -6,7 +6,7 @@ Names, limits and defaults are the trainer's (``vlm_dft.objective_config``), who
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
@@ -24,6 +24,24 @@ from vlm_dft.objective_config import (
 
 ObjectiveName = Literal["nll", "sft", Objective]
 """Those there are, and sft, an alias of nll."""
+
+SUMMARIES: Final[dict[Objective, str]] = {
+    "nll": "plain SFT, every token counts alike",
+    "dft": "the paper's, each token counts by its own probability p",
+    "dft_nll": "DFT blended with SFT",
+    "power": "weight p^alpha, between SFT and DFT or beyond",
+    "threshold": "only tokens on one side of a probability count",
+    "deft": "DFT where the model is sure, SFT where it is not",
+    "deft_cayley": "DEFT by the token's p and its answer's mean p",
+    "eaft": "weight by the entropy of the prediction",
+    "sentence": "weight by the probability of the whole answer",
+    "geometric_mean": "weight by the answer's geometric mean of p",
+    "asft": "DFT anchored to the base model by KL",
+    "iw_sft": "weight by how much likelier the answer has become",
+    "iw_sft_token": "the same, token by token",
+    "psft": "the ratio to the base model, clipped as PPO clips it",
+}
+"""Each in a few words, in the order in which lists show them; the formulas are the trainer's."""
 
 
 class DftOptions(RequestModel):
@@ -55,6 +73,7 @@ class ThresholdOptions(RequestModel):
     kind: ThresholdKind = "top_p"
     """top_..., bottom_...: which side counts. ..._p: weight p; ..._logp: weight 1."""
     probability: Share = 0.5
+    """Where the sides meet."""
 
 
 class EaftOptions(RequestModel):
