@@ -227,9 +227,10 @@ def test_unknown_jobs_and_pages_say_so(browser: Browser, api: Api) -> None:
     with tab(browser, api.url) as opened:
         opened.expected_statuses = {404}
         opened.page.goto(f"{api.url}/#/jobs/ftjob-none")
-        expect(opened.page.get_by_role("alert")).to_contain_text("This page could not be shown")
-        opened.open("#/nowhere")
-        expect(opened.page.get_by_role("heading", level=1)).to_have_text("There is no such page")
+        expect(opened.page.get_by_role("alert")).to_contain_text("there is no job 'ftjob-none'")
+        for path in ("#/nowhere", "#/jobs/%E0%A4%A"):
+            opened.open(path)
+            expect(opened.page.get_by_role("heading", level=1)).to_have_text("There is no such page")
 
 
 def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(

@@ -1,7 +1,7 @@
 // Chooses the page by what follows the # of the address, and keeps what all pages share: key, connection, colours.
 
 import { ApiError, key, onConnection } from "./api.js";
-import { failure, h } from "./dom.js";
+import { failure, h, show } from "./dom.js";
 import * as comparisons from "./pages/comparisons.js";
 import * as evaluations from "./pages/evaluations.js";
 import * as job from "./pages/job.js";
@@ -9,6 +9,7 @@ import * as keys from "./pages/keys.js";
 import * as models from "./pages/models.js";
 import * as newJob from "./pages/new_job.js";
 import * as queue from "./pages/queue.js";
+import * as webhooks from "./pages/webhooks.js";
 
 const ROUTES = [
   [/^$/, "queue", queue.render],
@@ -21,6 +22,8 @@ const ROUTES = [
   [/^comparisons\/([^/]+)$/, "comparisons", comparisons.render],
   [/^models$/, "models", models.render],
   [/^keys$/, "keys", keys.render],
+  [/^webhooks$/, "webhooks", webhooks.render],
+  [/^webhooks\/([^/]+)$/, "webhooks", webhooks.renderOne],
 ];
 const main = document.querySelector("#main");
 let leave = new AbortController();
@@ -35,12 +38,22 @@ async function open() {
     if (link.dataset.page === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (!render) return main.replaceChildren(notFound(path));
+  const words = render && wordsOf(pattern.exec(path));
+  if (!words) return main.replaceChildren(notFound(path));
   const root = h("div.page");
   main.replaceChildren(root);
   root.append(h("p.loading", { role: "status" }, "Loading…"));
   const page = new Page(root, leave.signal, new URLSearchParams(query));
-  await page.attempt(() => render(root, page, ...pattern.exec(path).slice(1).map(decodeURIComponent)));
+  await page.attempt(() => render(root, page, ...words));
+}
+
+/** What stands in the address, decoded; null where that cannot be. */
+function wordsOf([, ...words]) {
+  try {
+    return words.map(decodeURIComponent);
+  } catch {
+    return null;
+  }
 }
 
 function notFound(path) {
@@ -76,7 +89,21 @@ class Page {
   fail(error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 401) this.root.replaceChildren(askForKey(error));
-    else this.root.replaceChildren(failure({ ...error, message: error.message, title: "This page could not be shown. " }, open));
+    else this.root.replaceChildren(h("h1", null, "This page could not be shown"), failure(error, { title: "", retry: open }), h("p", null, h("a", { href: "#/" }, "Go to the queue")));
+  }
+
+  /** Do what somebody asked for; what the API says against it shows in place, and refused(error) may do more. */
+  async ask(place, step, { title, refused } = {}) {
+    try {
+      show(place);
+      await step();
+    } catch (error) {
+      if (this.signal.aborted) return;
+      if (!(error instanceof ApiError)) throw error;
+      if (error.status === 401) this.fail(error);
+      else show(place, failure(error, { title }));
+      refused?.(error);
+    }
   }
 
   /** Run now and then again and again until it answers false or the page is left. A silent service is waited for. */

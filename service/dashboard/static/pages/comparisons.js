@@ -1,24 +1,21 @@
 // Comparisons: fine-tunings on equal terms, as a list and one of them with its table, flips, curves and sweep.
 
-import { get, optional, post } from "../api.js";
+import { get, post } from "../api.js";
 import { curves } from "../chart.js";
-import { empty, failure, h, phase, progress, section, show, table } from "../dom.js";
+import { empty, h, phase, progress, section, show, table } from "../dom.js";
 import { TERMINAL, number, short, time } from "../format.js";
 import { armTable, benchmarkTables, sweepTable, termsOf } from "./comparison_tables.js";
-import { comparisonForm } from "./new_comparison.js";
 
 export async function renderList(root, page) {
   page.title("Comparisons");
   const rows = h("div");
+  const make = (kind) => h(kind, { href: "#/new?compare=1" }, "New comparison");
   const load = async () => {
-    const found = await optional("/v1/fine_tuning/comparisons", { limit: 50 }, page.signal);
-    show(rows, !found ? empty("This service has no comparisons") : found.data.length ? listTable(found.data) : empty("No comparisons yet", h("p", null, "Train SFT and DFT on the same rows in the same order, and see which is better on which items.")));
-    return Boolean(found);
+    const found = (await get("/v1/fine_tuning/comparisons", { limit: 50 }, page.signal)).data;
+    show(rows, found.length ? listTable(found) : empty("No comparisons yet", h("p", null, "Train SFT and DFT on the same rows in the same order, and see which is better on which items."), make("a.button")));
   };
-  const there = await load();
-  root.replaceChildren(h("div.head", null, h("h1", null, "Comparisons")), section("All comparisons", null, rows));
-  if (!there) return;
-  root.append(await comparisonForm(page));
+  await load();
+  root.replaceChildren(h("div.head", null, h("h1", null, "Comparisons"), make("a.button.primary")), section("All comparisons", null, rows));
   page.every(4, load);
 }
 
@@ -40,12 +37,7 @@ export async function render(root, page, id) {
     .map(([title, key]) => ({ key, chart: curves(title, comparison.arms.map((arm) => ({ name: arm.name, key, points: [] }))) }));
   const cancel = async () => {
     if (!confirm("Cancel every arm that has not ended?")) return;
-    try {
-      comparison = await post(`${path}/cancel`);
-      draw();
-    } catch (error) {
-      show(place.trouble, failure(error));
-    }
+    await page.ask(place.trouble, async () => { comparison = await post(`${path}/cancel`); draw(); });
   };
   const draw = () => {
     page.title(comparison.name);

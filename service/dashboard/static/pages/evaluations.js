@@ -1,7 +1,7 @@
 // Evaluations without a training: a list, and one of them with its scores and items.
 
 import { get, post } from "../api.js";
-import { empty, facts, failure, h, phase, progress, section, show, table } from "../dom.js";
+import { empty, facts, h, phase, progress, section, show, table } from "../dom.js";
 import { TERMINAL, duration, number, place, reason, short, time } from "../format.js";
 import { itemBrowser } from "./items.js";
 import { covered, shownScore } from "./scores.js";
@@ -51,14 +51,7 @@ export async function render(root, page, id) {
   const state = h("div");
   const scores = h("div");
   const items = h("div");
-  const cancel = async () => {
-    try {
-      evaluation = await post(`${path}/cancel`);
-      draw();
-    } catch (error) {
-      show(trouble, failure(error));
-    }
-  };
+  const cancel = () => page.ask(trouble, async () => { evaluation = await post(`${path}/cancel`); draw(); });
   const draw = () => {
     page.title(`${evaluation.phase} ${short(id)}`);
     const ended = TERMINAL.has(evaluation.phase);

@@ -2,6 +2,7 @@
 
 import { get, picture } from "../api.js";
 import { empty, failure, h, phase, section, show } from "../dom.js";
+import { choice } from "../form.js";
 import { number } from "../format.js";
 
 const PAGE = 6;
@@ -37,7 +38,7 @@ export function itemBrowser(job, page) {
       more.hidden = !found.has_more;
       after = found.last_id;
     } catch (error) {
-      if (!page.signal.aborted) list.replaceChildren(h("li", null, failure(error, () => load(true))));
+      if (!page.signal.aborted) list.replaceChildren(h("li", null, failure(error, { retry: () => load(true) })));
     }
   };
   for (const input of [benchmark, role, verdict, flip]) input.addEventListener("change", () => load(true));
@@ -50,12 +51,6 @@ export function itemBrowser(job, page) {
       benchmarks.length > 1 && labelled("Benchmark", benchmark), both && labelled("Model", role), labelled("Verdict", verdict),
       both && labelled("Flips", flip), labelled("Text", text)),
     counts, list, more);
-}
-
-function choice(id, options, chosen) {
-  const select = h("select", { id }, options.map(([value, title]) => h("option", { value }, title)));
-  select.value = chosen ?? options[0]?.[0] ?? "";
-  return select;
 }
 
 function labelled(title, input) {

@@ -1,20 +1,13 @@
 // The report card of a job that has ended: whether it passes its gate, and the card and bundle to take away.
 
 import { download, optional } from "../api.js";
-import { failure, h, section, show } from "../dom.js";
+import { h, section } from "../dom.js";
 import { TERMINAL, number, short } from "../format.js";
 
 export function jobReport(path, page) {
   const element = h("div");
   const trouble = h("div");
-  const take = (what, name) => async () => {
-    try {
-      show(trouble);
-      await download(`${path}/${what}`, name);
-    } catch (error) {
-      show(trouble, failure(error));
-    }
-  };
+  const take = (what, name) => () => page.ask(trouble, () => download(`${path}/${what}`, name));
   let shown = false;
   const load = async (job) => {
     if (shown || !TERMINAL.has(job.phase)) return;

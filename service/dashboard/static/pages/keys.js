@@ -1,7 +1,8 @@
 // Keys and projects: which key this tab uses, what the project uses of its quotas, and, for administrators, all keys.
 
 import { call, get, key, optional, post } from "../api.js";
-import { empty, failure, h, phase, section, show, table } from "../dom.js";
+import { empty, h, phase, section, show, table } from "../dom.js";
+import { choice, field, ticked } from "../form.js";
 import { bytes, number, time } from "../format.js";
 
 export async function render(root, page) {
@@ -54,17 +55,12 @@ async function admin(place, page) {
   if (!keys) return show(place, section("Keys of this service", null, h("p", null, "This service manages keys with ", h("code", null, "vlm-dft keys"), " only.")));
   const trouble = h("div");
   const made = h("div", { "aria-live": "polite" });
-  const again = async (step) => {
-    try {
-      const answer = await step();
-      show(trouble);
-      if (answer.key) show(made, newKey(answer));
-      await admin(place, page);
-      if (answer.key) place.querySelector("section").append(made);
-    } catch (error) {
-      show(trouble, failure(error));
-    }
-  };
+  const again = (step) => page.ask(trouble, async () => {
+    const answer = await step();
+    if (answer.key) show(made, newKey(answer));
+    await admin(place, page);
+    if (answer.key) place.querySelector("section").append(made);
+  });
   place.replaceChildren(section("Keys of this service", null, keys.data.length ? keyTable(keys.data, again) : empty("No keys yet", h("p", null, "Without any, this service answers its own machine only.")), keyForm(projects?.data ?? [], again), trouble));
 }
 
@@ -81,7 +77,7 @@ function keyTable(keys, again) {
 
 function keyForm(projects, again) {
   const name = h("input", { id: "key-name", required: true, maxlength: "255" });
-  const project = h("select", { id: "key-project" }, projects.map((each) => h("option", { value: each.id }, each.id)));
+  const project = choice("key-project", projects.map((each) => [each.id, each.id]));
   const days = h("input", { id: "key-days", type: "number", min: "1", max: "3650", placeholder: "never" });
   const administrates = h("input", { id: "key-admin", type: "checkbox" });
   const submit = (event) => {
@@ -93,10 +89,8 @@ function keyForm(projects, again) {
     }));
   };
   return h("form.page", { onsubmit: submit }, h("h3", null, "Make a key"),
-    h("div.fields", null,
-      h("div.field", null, h("label", { for: "key-name" }, "What it is for"), name), h("div.field", null, h("label", { for: "key-project" }, "Project"), project),
-      h("div.field", null, h("label", { for: "key-days" }, "Expires after days"), days),
-      h("div.choice", null, h("label", { for: "key-admin" }, administrates, "may administrate keys and projects"))),
+    h("div.fields", null, field("What it is for", name), field("Project", project), field("Expires after days", days),
+      h("div.choice", null, ticked(administrates, "may administrate keys and projects"))),
     h("p", null, h("button.primary", { type: "submit" }, "Make it")));
 }
 

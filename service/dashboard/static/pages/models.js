@@ -2,6 +2,7 @@
 
 import { call, get, post } from "../api.js";
 import { empty, failure, h, section, show, table } from "../dom.js";
+import { boxes, choice, field } from "../form.js";
 import { time } from "../format.js";
 
 export async function render(root, page) {
@@ -17,16 +18,14 @@ export async function render(root, page) {
   };
   const remove = async (model) => {
     if (!confirm(`Delete ${model.id} and its weights? This cannot be taken back.`)) return;
-    try {
+    await page.ask(trouble, async () => {
       await call("DELETE", `/v1/models/${model.id.split("/").map(encodeURIComponent).join("/")}`);
       await load();
-    } catch (error) {
-      show(trouble, failure(error));
-    }
+    });
   };
   const models = await load();
   const benchmarks = (await get("/v1/benchmarks", {}, page.signal)).data;
-  root.replaceChildren(h("div.head", null, h("h1", null, "Models")), trouble, rows, scoring(models, benchmarks));
+  root.replaceChildren(h("div.head", null, h("h1", null, "Models")), trouble, rows, scoring(page, models, benchmarks));
   page.every(10, load);
 }
 
@@ -50,27 +49,23 @@ function baseTable(models) {
   ], models);
 }
 
-function scoring(models, benchmarks) {
+function scoring(page, models, benchmarks) {
   if (!benchmarks.length) return section("Score a model", null, empty("No benchmark on this server", h("p", null, "vlm-dft benchmarks add puts one there.")));
-  const model = h("select", { id: "score-model" }, models.map((each) => h("option", { value: each.id }, each.id)));
+  const model = choice("score-model", models.map((each) => [each.id, each.id]));
   const limit = h("input", { id: "score-limit", type: "number", min: "1", placeholder: "all" });
-  const boxes = benchmarks.map((each) => h("input", { type: "checkbox", value: each.id ?? each.name, id: `score-${each.id ?? each.name}` }));
+  const scored = boxes("Benchmarks", "score", benchmarks.map((each) => each.id));
   const trouble = h("div");
   const submit = async (event) => {
     event.preventDefault();
-    const chosen = boxes.filter((box) => box.checked).map((box) => box.value);
+    const chosen = scored.chosen();
     if (!chosen.length) return show(trouble, failure({ message: "Choose at least one benchmark." }));
-    try {
+    await page.ask(trouble, async () => {
       const made = await post("/v1/evaluations", { model: model.value, benchmarks: chosen, ...(limit.value && { limit: Number(limit.value) }) });
       location.hash = `#/evaluations/${made.id}`;
-    } catch (error) {
-      show(trouble, failure(error));
-    }
+    });
   };
   return section("Score a model", null, h("form.page", { onsubmit: submit },
-    h("div.fields", null,
-      h("div.field", null, h("label", { for: "score-model" }, "Model"), model),
-      h("div.field", null, h("label", { for: "score-limit" }, "Items of each benchmark"), limit)),
-    h("fieldset", null, h("legend", null, "Benchmarks"), h("div.choice", null, boxes.map((box) => h("label", { for: box.id }, box, box.value)))),
+    h("div.fields", null, field("Model", model), field("Items of each benchmark", limit)),
+    scored.element,
     trouble, h("p", null, h("button.primary", { type: "submit" }, "Score"))));
 }

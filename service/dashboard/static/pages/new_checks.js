@@ -26,7 +26,7 @@ export function jobChecks(page, body) {
     try {
       await step(body(), out[name]);
     } catch (error) {
-      if (!page.signal.aborted) show(out[name], failure(error.status === 404 ? { message: "This service has no such check." } : error));
+      if (!page.signal.aborted) show(out[name], failure(error));
     }
     buttons[name].disabled = false;
   };

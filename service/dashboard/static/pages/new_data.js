@@ -2,24 +2,23 @@
 
 import { get, upload } from "../api.js";
 import { failure, h, progress, show } from "../dom.js";
+import { field } from "../form.js";
 import { bytes, number, reason, time } from "../format.js";
 import { validationReport } from "./report.js";
 
 /** first and heldOut: ids of the files to begin with; chosen(file or null) is called when the training file changes. */
 export function dataPart(page, { first, heldOut, model }, chosen) {
   const select = h("select", { id: "file" });
-  const other = h("select", { id: "held-out", "aria-describedby": "held-out-help" });
-  const input = h("input", { type: "file", id: "upload", accept: ".jsonl,.json,.gz,.tgz,.tar,.zip", "aria-describedby": "upload-help" });
-  const invalid = h("input", { type: "number", id: "max-invalid", min: "0", max: "99", step: "any", value: "0", "aria-describedby": "invalid-help" });
+  const other = h("select", { id: "held-out" });
+  const input = h("input", { type: "file", id: "upload", accept: ".jsonl,.json,.gz,.tgz,.tar,.zip" });
+  const invalid = h("input", { type: "number", id: "max-invalid", min: "0", max: "99", step: "any", value: "0" });
   const told = h("div", { "aria-live": "polite" });
   const report = h("div");
   const drop = h("div.drop", null,
-    h("div.field", null, h("label", { for: "upload" }, "Upload a dataset"), input,
-      h("p.help", { id: "upload-help" }, "A .jsonl, or a .tar.gz or .zip of one and its pictures, in the form of OpenAI chat, ShareGPT or WeThink. You can drop it here.")),
-    h("div.field", null, h("label", { for: "max-invalid" }, "Percent of rows that may be invalid"), invalid,
-      h("p.help", { id: "invalid-help" }, "They are left out and counted. 0: one invalid row refuses the file.")));
-  const element = h("div.page", null, h("div.field", null, h("label", { for: "file" }, "Use a file that is there"), select), drop, told, report,
-    h("div.field", null, h("label", { for: "held-out" }, "Held-out file"), other, h("p.help", { id: "held-out-help" }, "Its NLL is measured before, during and after the training.")));
+    field("Upload a dataset", input, "A .jsonl, or a .tar.gz or .zip of one and its pictures, in the form of OpenAI chat, ShareGPT or WeThink. You can drop it here."),
+    field("Percent of rows that may be invalid", invalid, "They are left out and counted. 0: one invalid row refuses the file."));
+  const element = h("div.page", null, field("Use a file that is there", select), drop, told, report,
+    field("Held-out file", other, "Its NLL is measured before, during and after the training."));
   let watched = 0;
 
   const list = async (id) => {
@@ -65,7 +64,7 @@ export function dataPart(page, { first, heldOut, model }, chosen) {
       }, page.signal);
       if (mine === watched) await Promise.all([list(made.id), watch(made.id)]);
     } catch (error) {
-      if (!page.signal.aborted) show(told, failure({ ...error, message: error.message, title: "The file was not taken. " }, () => send(file)));
+      if (!page.signal.aborted) show(told, failure(error, { title: "The file was not taken. ", retry: () => send(file) }));
     } finally {
       input.value = "";
     }
