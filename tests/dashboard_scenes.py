@@ -10,6 +10,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from test_api_evaluations import score
 
 from service.jobs import store
 from service.jobs.phases import Queue
+from vlm_dft.data.canonical import Row, TextPart
 from vlm_dft.evaluation.item_files import PICTURES_NAME, ItemRecord, PictureRecord
-from vlm_dft.results import StepMetrics
+from vlm_dft.results import SampleAnswer, StepMetrics
 from vlm_dft.run_dir import RunDir
 
 BENCHMARK = "MathVerse_MINI"
@@ -68,6 +70,25 @@ def write_histograms(run: RunDir, steps: int) -> None:
         line = {"step": step, "split": "train", "part": "answer", "counts": counts, "num_tokens": sum(counts)}
         with run.histograms_path.open("a") as file:
             file.write(json.dumps(line | {"num_rows": 32, "time": 0.0}) + "\n")
+
+
+def write_samples(run: RunDir, rows: Sequence[Row], answers: dict[int, str]) -> None:
+    """The rows' answers by step; one that ends in ... was cut."""
+    for step, answer in answers.items():
+        for row in rows:
+            *prompt, target = row.messages
+            sample = SampleAnswer(
+                step=step,
+                split="train",
+                row_id=row.id,
+                prompt=tuple(prompt),
+                reference="".join(part.text for part in target.content if isinstance(part, TextPart)),
+                answer=answer,
+                num_tokens=len(answer.split()) + 1,
+                finish_reason="length" if answer.endswith("...") else "stop",
+                time=0.0,
+            )
+            run.append_sample(sample)
 
 
 def write_items(run: RunDir, verdicts: dict[str, list[bool]]) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from service.jobs.webhook_tables import WebhookDelivery
 from vlm_dft.run_dir import Checkpoint
 
 BODIES: dict[str, dict[str, Any]] = {
+    "get /v1/fine_tuning/jobs/{job_id}/samples/image": {"params": {"sha256": "0" * 64}},
     "patch /v1/fine_tuning/jobs/{job_id}": {"json": {"priority": "high"}},
     "post /v1/fine_tuning/jobs/{job_id}/clone": {"json": {}},
     "post /v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part_x"]}},

@@ -1,4 +1,4 @@
-"""What the API reads from run directories: metrics and histograms over all attempts, the trainer's log.
+"""What the API reads from run directories: metrics, histograms and samples over all attempts, the trainer's log.
 
 A run directory is written by one trainer while we read: every line that ends is whole, and nothing here locks.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from service.errors import NotFoundError
 from service.jobs.tables import Attempt
 from service.redaction import redacted
-from vlm_dft.results import Histogram
+from vlm_dft.results import Histogram, SampleAnswer
 from vlm_dft.run_dir import RunDir
 
 
@@ -70,6 +70,20 @@ def _histogram(part: str, found: Histogram, attempt: int) -> dict[str, Any]:
 def _sum_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     counts = [a + b for a, b in zip(one["counts"], other["counts"], strict=True)]
     return {**one, "part": "all", "counts": counts, "num_tokens": one["num_tokens"] + other["num_tokens"]}
+
+
+def sample_steps(attempts: Sequence[Attempt]) -> list[int]:
+    """Steps at which any attempt answered rows, in order."""
+    return sorted({step for attempt in attempts for step in RunDir(Path(attempt.run_path)).sample_steps()})
+
+
+def merged_samples(attempts: Sequence[Attempt], step: int) -> list[tuple[SampleAnswer, int]]:
+    """Each row's answer at this step once, as the newest attempt gave it, and which one that is."""
+    found: dict[str, tuple[SampleAnswer, int]] = {}
+    for attempt in sorted(attempts, key=lambda attempt: attempt.attempt):
+        for answer in RunDir(Path(attempt.run_path)).read_samples(step):
+            found[answer.row_id] = answer, attempt.attempt
+    return list(found.values())
 
 
 def log_tail(attempts: Sequence[Attempt], number: int | None, tail_bytes: int) -> tuple[int | None, str]:

@@ -12,7 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.api.closing import RECONNECT_MILLISECONDS
 from service.api.dependencies import After, ClosingNow, DatabaseNow, Limit, Project, SettingsNow
-from service.api.fine_tuning import downsampling
+from service.api.fine_tuning import downsampling, samples
 from service.api.fine_tuning.responses import (
     FineTuningCheckpoint,
     FineTuningJobEvent,
@@ -194,3 +194,6 @@ def job_log(
         attempts = store.list_attempts(s, job_id)
     number, text = log_tail(attempts, attempt, tail_bytes)
     return JobLog(job_id=job_id, attempt=number, text=text)
+
+
+router.include_router(samples.router)

@@ -41,6 +41,9 @@ class RequestedHyperparameters(RequestModel, Hyperparameters):
 
     learning_rate_multiplier: float = Field(default=1.0, gt=0.0, le=1 / BASE_LEARNING_RATE)
     """OpenAI's way to say the learning rate: times 5e-5."""
+    sample_rows: int = Field(default=4, ge=0, le=64)
+    """Held-out rows, or training rows without a held-out file, that the model answers before the first step, at each
+    probe_every_steps and at the end; 0: none, which is the default with fsdp, where no process has the whole model."""
 
     @model_validator(mode="before")
     @classmethod

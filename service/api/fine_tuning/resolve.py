@@ -47,10 +47,16 @@ def resolve_job(
         training_file = training_ready_file(s, project, body.training_file, "training_file")
         held_out = _held_out(s, project, body.validation_file)
     method, name = _method(body)
+    hyperparameters = _hyperparameters(body, method)
+    unasked: dict[str, Any] = {}
+    notes: list[str | None] = []
+    if method.training.fsdp and "sample_rows" not in hyperparameters.model_fields_set:
+        unasked["sample_rows"] = 0
+        notes.append("No rows are answered during this training: with fsdp no process has the whole model")
     probe = _probe_config(body.evaluation, model, settings)
     train = _train_config(
         name,
-        **_hyperparameters(body, method).resolved() | ({} if body.seed is None else {"seed": body.seed}),
+        **hyperparameters.resolved() | unasked | ({} if body.seed is None else {"seed": body.seed}),
         **_caches(method.training, settings),
         model=model.source,
         revision=model.revision,
@@ -63,7 +69,6 @@ def resolve_job(
         accuracy_probe=probe,
     )
     check_training(train, model, name)
-    notes = []
     for file, param in ((training_file, "training_file"), (held_out, "validation_file")):
         if file is not None:
             _check_vision(file, model, param)
