@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from vlm_dft.config import (
 )
 from vlm_dft.errors import BenchmarkError, EvaluationError
 from vlm_dft.evaluation import evaluate
+from vlm_dft.interruption import Interrupted, StopRequest
 from vlm_dft.model import base_of, load
+from vlm_dft.ranks import Ranks
 from vlm_dft.results import AccuracyPoint
 from vlm_dft.run_dir import RunDir
 
@@ -99,13 +102,76 @@ def test_a_probe_that_does_not_grow_ends_the_training_for_good(
     result = trainer.train(config, run)
     assert (result.steps, result.stopped_early) == (2, True)
     assert {histogram.step for histogram in run.read_histograms()} == {0, 2}
-    (kept,) = run.complete_checkpoints()
-    assert kept.step == 2
+    first, kept = run.complete_checkpoints()
+    assert (first.step, kept.step) == (1, 2)
+    assert result.exported_step == 1  # all are equal
     again = RunDir(tmp_path / "again")
     again.create(RunConfig(run_id="test", train=config))
     resumed = trainer.train(config.model_copy(update={"resume_from": kept.path}), again)
     assert (resumed.steps, resumed.resumed_from_step, resumed.stopped_early) == (2, 2, True)
     assert resumed.model_sha256 == result.model_sha256
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, values: dict[int, float], stop: StopRequest | None = None) -> None:
+    """What the probe finds at each step; stop: asked for after step 4, and so obeyed after step 5."""
+
+    def measure(probe: AccuracyProbe, ranks: Ranks, step: int) -> AccuracyPoint:
+        if stop is not None and step == 4:
+            stop.requested = True
+        return points_of(values[step])[0].model_copy(update={"step": step})
+
+    monkeypatch.setattr(AccuracyProbe, "measure", measure)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, dropout=0.5)])
+def test_with_patience_the_best_measured_weights_are_exported_whatever_has_come_between(
+    tiny_qwen2: Path, sums: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: Any
+) -> None:
+    values = {0: 0.9, 1: 0.2, 2: 0.6, 3: 0.6, 4: 0.3, 5: 0.1, 6: 0.5}
+    scripted(monkeypatch, values)
+    settings: dict[str, Any] = {"adapter": adapter} if adapter else {}
+    probe = probe_of(questions, every_steps=1, patience=9)
+    settings |= {
+        "keep_checkpoints": 9,
+        "accuracy_probe": probe,
+        "validation_dataset": sums,
+        "max_steps": 6,
+        "checkpoint_every_steps": 3,
+    }
+    config, run = run_for(tmp_path / "run", tiny_qwen2, sums, **settings)
+    result = trainer.train(config, run)
+    assert (result.steps, result.exported_step, result.stopped_early) == (6, 2, False)
+    best = next(checkpoint for checkpoint in run.complete_checkpoints() if checkpoint.step == 2)
+    assert result.valid_nll_after == best.metrics["valid_nll"]
+    name = "adapter_model.safetensors" if adapter else "model.safetensors"
+    kept, exported = (load_file(path) for path in (best.path / name, run.path / (result.adapter or "export") / name))
+    assert exported.keys() == kept.keys()
+    assert [key for key in kept if not torch.equal(exported[key], kept[key])] == []
+
+    # Stopped after step 5; then nothing is left of that directory but its last checkpoint, in another place.
+    scripted(monkeypatch, values, stop := StopRequest())
+    config, first = run_for(tmp_path / "first", tiny_qwen2, sums, **settings | {"keep_checkpoints": 1})
+    with pytest.raises(Interrupted):
+        trainer.train(config, first, stop=stop)
+    (last,) = first.complete_checkpoints()
+    elsewhere = last.path.rename(tmp_path / last.path.name)
+    shutil.rmtree(first.path)
+    scripted(monkeypatch, values)
+    config, second = run_for(tmp_path / "second", tiny_qwen2, sums, **settings, resume_from=elsewhere)
+    resumed = trainer.train(config, second)
+    varying = {"wall_seconds", "resumed_from_step"}
+    assert resumed.model_dump(exclude=varying) == result.model_dump(exclude=varying)
+    assert resumed.resumed_from_step == 5
+
+
+def test_a_best_measurement_is_one_above_all_others_after_the_first_step(tiny_qwen2: Path, questions: Path) -> None:
+    probe = AccuracyProbe(probe_of(questions, patience=3), load(str(tiny_qwen2)), PIXELS)
+    values = [0.9, 0.2, 0.2, 0.4, 0.3, 0.5]
+    assert [probe.is_best(points_of(*values[:count])) for count in range(7)] == [False] * 2 + [
+        True, False, True, False, True,
+    ]  # fmt: skip
+    only_measures = AccuracyProbe(probe_of(questions), load(str(tiny_qwen2)), PIXELS)
+    assert not only_measures.is_best(points_of(*values))
 
 
 @pytest.mark.parametrize(

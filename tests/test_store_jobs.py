@@ -12,6 +12,7 @@ from store_samples import CRASHED, NAN, RUNS, expire_lease, new_file, new_job, s
 from service.errors import InvalidStateError, NotFoundError
 from service.jobs import store
 from service.jobs.database import Database, now
+from service.jobs.models import ModelRegistry
 from service.jobs.phases import Kind, Phase, Queue, Stop, may_follow
 from service.jobs.tables import Checkpoint, File, Job, Model, Outbox
 from service.settings import Settings
@@ -102,6 +103,20 @@ def test_a_fine_tuning_runs_to_a_model(database: Database) -> None:
         f"New fine-tuned model created: {name}",
         "The job has successfully completed",
     ]
+
+
+def test_a_model_that_is_not_of_the_last_step_says_of_which(database: Database, tmp_path: Path) -> None:
+    taken = claimed(database)
+    with database.write() as s:
+        assert store.succeed(s, taken, trained(exported_step=30))
+    name = read_job(database, taken.job_id).fine_tuned_model
+    assert f"New fine-tuned model created: {name}, step 30 of 40, the best that was measured" in messages(
+        database, taken.job_id
+    )
+    registry = ModelRegistry(Settings(data=tmp_path))
+    with database.read() as s:
+        entries = [*registry.list(s, "default"), registry.get(s, "default", name)]
+    assert [entry.step for entry in entries if entry.id == name] == [30, 30]
 
 
 def test_a_claim_tells_where_to_run_and_resume(database: Database) -> None:

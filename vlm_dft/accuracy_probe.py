@@ -76,6 +76,12 @@ class AccuracyProbe:
         values = [point.probe_value for point in points]
         return max(values[-patience:]) <= max(values[:-patience])
 
+    def is_best(self, points: Sequence[AccuracyPoint]) -> bool:
+        """Whether the last measurement is above all others after the first step, and its weights are to be kept."""
+        if self.config.patience is None or not points or points[-1].step == 0:
+            return False
+        return all(point.probe_value < points[-1].probe_value for point in points[:-1] if point.step > 0)
+
     def _grades(self, items: Sequence[Item]) -> dict[str, Grade]:
         kind, batch_size = self.config.benchmark.kind, self.config.generation.batch_size
         found: dict[str, Grade] = {}

@@ -4,6 +4,7 @@
     ├── model.safetensors or adapter_model.safetensors, config, processor    what vlm_dft.model.load takes
     ├── training/optimizer.pt     optimizer and schedule
     ├── training/state.json       State: counters, configuration, fingerprint of the data
+    ├── best/                     weights of an earlier step, where the accuracy probe found that one better
     └── complete.json             step, metrics, the other files' sizes; the directory is renamed into place with it
 
 Random numbers need no file: each step draws from a generator seeded by run seed and step (``vlm_dft.trainer``).
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 STATE_NAME: Final = "training/state.json"
 OPTIMIZER_NAME: Final = "training/optimizer.pt"
+BEST_NAME: Final = "best"
 
 # What may differ between attempts of one training: places, how often to write, and what changes only memory and speed.
 _MAY_DIFFER: Final = frozenset(
@@ -71,6 +73,10 @@ class State(Record):
     """When it was measured."""
     accuracies: tuple[AccuracyPoint, ...] = ()
     """What the accuracy probe has measured so far, which decides whether to go on."""
+    best_step: int | None = None
+    """When the best of them was measured, whose weights will be exported; None: the last ones will."""
+    best_valid_nll: float | None = None
+    """Measured then."""
     config: dict[str, Any]
     """The settings that must be the same when it goes on."""
     fingerprint: str
@@ -99,10 +105,13 @@ def save(
     state: State,
     metrics: dict[str, float],
     weights: dict[str, torch.Tensor] | None = None,
+    best: Path | None = None,
 ) -> Path:
     """Write a checkpoint in a temporary directory and rename it into place.
 
     training: state_dicts for optimizer.pt. weights: the model's state_dict, where the model itself holds parts of it.
+    best: where the weights of state.best_step are. A checkpoint has its own copy, by links that take no room, so that
+    pruning an older one, or going on elsewhere, loses nothing.
     """
     target = run.checkpoint_path(state.step)
     with directory_in_place(target) as directory:
@@ -111,12 +120,32 @@ def save(
             _save_weights(loaded, directory, weights)
             with (directory / OPTIMIZER_NAME).open("wb") as file:
                 torch.save(training, file)
+            if best is not None and state.best_step != state.step:
+                _link_model(best, directory / BEST_NAME)
         write_json(directory / STATE_NAME, state)
         sizes = {str(file.relative_to(directory)): file.stat().st_size for file in _files(directory)}
         marker = {"step": state.step, "metrics": metrics, "config_sha256": config_sha256(state.config), "files": sizes}
         write_json(directory / CHECKPOINT_MARKER, marker)
     log.info("checkpoint %s", target)
     return target
+
+
+def best_weights(path: Path, state: State) -> Path | None:
+    """Where a checkpoint of this state has the best weights; None: there are no better ones than the last."""
+    if state.best_step is None:
+        return None
+    return path if state.best_step == state.step else path / BEST_NAME
+
+
+def _link_model(source: Path, target: Path) -> None:
+    """A checkpoint's model without its training: files are never written twice, so that links are as good as copies."""
+    target.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and file.name != CHECKPOINT_MARKER:
+            try:
+                (target / file.name).hardlink_to(file)
+            except OSError:  # another disk, or one that has no links
+                shutil.copyfile(file, target / file.name)
 
 
 @contextmanager

@@ -202,7 +202,8 @@ class AccuracyProbeConfig(Frozen):
     every_steps: int = Field(default=100, ge=1)
     """Beside before the first step and after the last one."""
     patience: int | None = Field(default=None, ge=1)
-    """End the training when that many measurements in a row bring no new best value; None: measure only."""
+    """End the training when that many measurements in a row bring no new best value, and export the best ones' weights
+    (the first of equals, not those before the first step) whenever it ends; None: measure only, export the last."""
     generation: GenerationSettings = GenerationSettings(max_new_tokens=512)
 
     @model_validator(mode="after")

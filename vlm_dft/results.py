@@ -162,11 +162,15 @@ class TrainResult(Record):
     last_nll: float
     valid_nll_before: float | None = None
     valid_nll_after: float | None = None
+    """Of the weights that were exported."""
     wall_seconds: float
     """Of this attempt, loading excluded."""
     resumed_from_step: int | None = None
     stopped_early: bool = False
     """Whether the accuracy probe ended the training before its last step."""
+    exported_step: int | None = None
+    """Whose weights were exported: the last step's, or, with patience, those that the probe found best; None: of an
+    older version, the last step's."""
     export: str
     """Directory of the exported model, relative to the run directory."""
     adapter: str | None = None

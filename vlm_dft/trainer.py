@@ -14,6 +14,7 @@ import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import vlm_dft.torchvision_shim  # noqa: F401
 
@@ -77,6 +78,7 @@ class _Training:
         if resume is not None:
             self.state = checkpoint.open_checkpoint(resume, config, fingerprint, base)
         self.resumed_from_step = self.state.step if resume is not None else None
+        self.best = checkpoint.best_weights(resume, self.state) if resume is not None else None
         self.loaded = _load(config, resume, ranks)
         self.pictures = Pictures(self.loaded, config, ranks)
         self.corpus = self._open(config.dataset)
@@ -117,6 +119,8 @@ class _Training:
             # A model of its own: this rank cannot run alone the one whose layers are cut over all.
             self.loaded = _load(self.config, None, self.ranks)
             self.loaded.model.load_state_dict(weights)
+        if self.ranks.is_first and self.state.best_step not in (None, self.state.step):
+            self._take_best_weights()
         target = self.run_dir.export_path
         record = self.ranks.gather(export(self.loaded, target) if self.ranks.is_first else None)[0]
         return self._result(record, time.monotonic() - began)
@@ -137,12 +141,12 @@ class _Training:
             metrics = self._record(outcome, time.monotonic() - finished, waited)
             stopping = self.ranks.any(self.stop.requested)
             is_last = self.state.step == self.plan.total_steps
-            self._measure_accuracy()
+            is_best = self._measure_accuracy()
             ends = self._has_stopped_growing
             every = self.config.probe_every_steps
             if is_last or ends or (every is not None and self.state.step % every == 0):
                 self._probe()
-            if stopping or is_last or ends or self.state.step % self.config.checkpoint_every_steps == 0:
+            if stopping or is_last or ends or is_best or self.state.step % self.config.checkpoint_every_steps == 0:
                 self._checkpoint(metrics)
                 self._stop_if_asked()
             if ends:
@@ -196,7 +200,10 @@ class _Training:
             bad = [row for one, some in zip(measured, rows, strict=True) if not one.isfinite().all() for row in some]
             self.optimization.raise_not_finite(f"held-out loss is {counts.nll}", self.state.step, bad)
         metrics = validation_metrics(counts, self.state.step)
-        self.state = self.state.model_copy(update={"valid_nll": metrics.valid_nll, "valid_step": metrics.step})
+        update = {"valid_nll": metrics.valid_nll, "valid_step": metrics.step}
+        if metrics.step == self.state.best_step:
+            update["best_valid_nll"] = metrics.valid_nll
+        self.state = self.state.model_copy(update=update)
         self.reporter.metrics(metrics)
         return metrics
 
@@ -209,16 +216,21 @@ class _Training:
         if self.samples is not None:
             self.reporter.samples(self.samples.answered(self.ranks, self.state.step))
 
-    def _measure_accuracy(self) -> None:
-        """Answers to the fixed benchmark items now, where there are any and it is time."""
+    def _measure_accuracy(self) -> bool:
+        """Answers to the fixed benchmark items now, where there are any and it is time; whether these weights are the
+        best so far, to be kept."""
         probe = self.accuracy_probe
         if probe is None or not probe.is_due(self.state.step, self.plan.total_steps):
-            return
+            return False
         self.reporter.phase("evaluating")
         point = probe.measure(self.ranks, self.state.step)
-        self.state = self.state.model_copy(update={"accuracies": (*self.state.accuracies, point)})
+        update: dict[str, Any] = {"accuracies": (*self.state.accuracies, point)}
+        if is_best := probe.is_best(update["accuracies"]):
+            update |= {"best_step": point.step, "best_valid_nll": None}
+        self.state = self.state.model_copy(update=update)
         self.reporter.accuracy(point)
         self.reporter.phase("running")
+        return is_best
 
     @property
     def _has_stopped_growing(self) -> bool:
@@ -230,10 +242,20 @@ class _Training:
         training, weights = self.optimization.state_dict(), self.optimization.weights()
         if self.ranks.is_first:
             chosen = checkpoint_metrics(metrics, measured)
-            checkpoint.save(self.run_dir, self.loaded, training, self.state, chosen, weights)
+            path = checkpoint.save(self.run_dir, self.loaded, training, self.state, chosen, weights, self.best)
+            self.best = checkpoint.best_weights(path, self.state)
             checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
         self.ranks.wait()
         self.reporter.phase("running")
+
+    def _take_best_weights(self) -> None:
+        """Those that the accuracy probe found best, in place of the last ones."""
+        assert self.best is not None, "the last checkpoint has them"
+        log.info("exporting step %d, the best that was measured, of %d", self.state.best_step, self.state.step)
+        if isinstance(self.loaded.model, PeftModel):
+            checkpoint.load_adapter(self.best, self.loaded.model)
+        else:
+            self.loaded = _load(self.config, self.best, self.ranks)
 
     def _stop_if_asked(self) -> None:
         if self.ranks.any(self.stop.requested):
@@ -269,6 +291,7 @@ class _Training:
 
     def _result(self, record: ExportRecord, seconds: float) -> TrainResult:
         state, device = self.state, self.ranks.device
+        last_valid_nll = state.valid_nll if state.valid_step == state.step else None
         return TrainResult(
             steps=state.step,
             trained_tokens=state.trained_tokens,
@@ -278,10 +301,11 @@ class _Training:
             first_nll=state.first_nll,
             last_nll=state.last_nll,
             valid_nll_before=state.valid_nll_before,
-            valid_nll_after=state.valid_nll if state.valid_step == state.step else None,
+            valid_nll_after=last_valid_nll if state.best_step is None else state.best_valid_nll,
             wall_seconds=seconds,
             resumed_from_step=self.resumed_from_step,
             stopped_early=state.step < self.plan.total_steps,
+            exported_step=state.step if state.best_step is None else state.best_step,
             export=str(record.path.relative_to(self.run_dir.path)),
             adapter=str(record.adapter.relative_to(self.run_dir.path)) if record.adapter else None,
             model_sha256=record.model_sha256,

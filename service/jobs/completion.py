@@ -22,7 +22,7 @@ from service.jobs.tables import Attempt, File, Job, Model
 from service.jobs.tenancy_quotas import settle_gpu_minutes
 from service.jobs.transitions import Claim, lock_held, move
 from service.jobs.webhooks import announce
-from vlm_dft.results import ErrorRecord, RunResult, Score
+from vlm_dft.results import ErrorRecord, RunResult, Score, TrainResult
 
 _CANCELLED = ErrorRecord(code="cancelled", message="The validation was cancelled.", category="user")
 
@@ -169,8 +169,15 @@ def _insert_model(s: Session, job: Job, result: RunResult) -> dict[str, Any]:
         )
     )
     s.flush()
-    add_event(s, job.id, message=f"New fine-tuned model created: {name}", data={"fine_tuned_model": name})
+    data = {"fine_tuned_model": name, "exported_step": train.exported_step}
+    add_event(s, job.id, message=f"New fine-tuned model created: {name}{_which_step(train)}", data=data)
     return {"fine_tuned_model": name, "trained_tokens": train.trained_tokens}
+
+
+def _which_step(train: TrainResult) -> str:
+    if train.exported_step in (None, train.steps):
+        return ""
+    return f", step {train.exported_step} of {train.steps}, the best that was measured"
 
 
 def _settle_file(s: Session, job: Job, result: RunResult | None, error: ErrorRecord | None) -> None:

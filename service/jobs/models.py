@@ -39,6 +39,8 @@ HUB_MODELS: Final = {
 }
 """Hub id to the commit that is used; nothing else is ever downloaded."""
 
+_EXPORTED_STEP: Final = Job.result["train"]["exported_step"].as_integer()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
@@ -51,6 +53,7 @@ class ModelEntry:
     parent: str | None = None
     objective: str | None = None
     job_id: str | None = None
+    step: int | None = None
     sha256: str | None = None
 
 
@@ -85,9 +88,13 @@ class ModelRegistry:
 
     def list(self, s: Session, project: str) -> list[ModelEntry]:
         """Every model that the project may use; checkpoints are listed with their jobs instead."""
-        tuned = select(Model).where(Model.project == project, Model.deleted_at.is_(None))
-        rows = s.scalars(tuned.order_by(Model.created_at.desc(), Model.id.desc())).all()
-        return [*self._bases(), *map(_tuned_entry, rows)]
+        tuned = (
+            select(Model, _EXPORTED_STEP)
+            .join(Job, Job.id == Model.job_id)
+            .where(Model.project == project, Model.deleted_at.is_(None))
+        )
+        rows = s.execute(tuned.order_by(Model.created_at.desc(), Model.id.desc())).all()
+        return [*self._bases(), *(_tuned_entry(model, step) for model, step in rows)]
 
     def get(self, s: Session, project: str, name: str) -> ModelEntry:
         """A model by its name, alias or hub id. Raises NotFoundError."""
@@ -96,7 +103,7 @@ class ModelRegistry:
             if name == entry.id or (entry.source == "hub" and base == self._hub[entry.id]):
                 return entry
         if (model := _tuned(s, project, name)) is not None:
-            return _tuned_entry(model)
+            return _tuned_entry(model, s.scalar(select(_EXPORTED_STEP).where(Job.id == model.job_id)))
         if (found := _checkpoint(s, project, name)) is not None:
             checkpoint, job = found
             return ModelEntry(
@@ -107,6 +114,7 @@ class ModelRegistry:
                 parent=job.model,
                 objective=job.config["train"]["objective"]["name"],
                 job_id=job.id,
+                step=checkpoint.step,
             )
         raise NotFoundError(f"there is no model {name!r}", param="model", code="model_not_found")
 
@@ -186,7 +194,7 @@ def _checkpoint(s: Session, project: str, name: str) -> tuple[Checkpoint, Job] |
     return None if row is None else (row[0], row[1])
 
 
-def _tuned_entry(model: Model) -> ModelEntry:
+def _tuned_entry(model: Model, step: int | None) -> ModelEntry:
     return ModelEntry(
         id=model.id,
         created_at=model.created_at,
@@ -195,6 +203,7 @@ def _tuned_entry(model: Model) -> ModelEntry:
         parent=model.parent,
         objective=model.objective,
         job_id=model.job_id,
+        step=step,
         sha256=model.sha256,
     )
 

@@ -57,7 +57,8 @@ class ProbePlan(RequestModel):
     limit: int = Field(default=64, ge=1, le=100_000)
     every_steps: int = Field(default=100, ge=1)
     patience: int | None = Field(default=None, ge=1)
-    """End the training when that many measurements in a row bring no new best accuracy; not given: measure only."""
+    """End the training when that many measurements in a row bring no new best accuracy, and make the model of the best
+    measurement's weights; not given: measure only, and the last weights are the model."""
     prompt: Literal["direct", "cot"] = "direct"
     max_new_tokens: int = Field(default=512, ge=1, le=65536)
 

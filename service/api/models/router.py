@@ -36,6 +36,9 @@ class ModelObject(ResponseModel):
     """The model that was tuned."""
     objective: str | None
     job_id: str | None
+    step: int | None
+    """The optimizer step whose weights these are; of a tuned model the last, or the best one that was measured, where
+    the job had a probe with patience."""
     sha256: str | None
     """Of the weights."""
 
@@ -84,5 +87,6 @@ def _show(entry: ModelEntry, project: str) -> ModelObject:
         parent=entry.parent,
         objective=entry.objective,
         job_id=entry.job_id,
+        step=entry.step,
         sha256=entry.sha256,
     )

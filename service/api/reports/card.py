@@ -33,6 +33,7 @@ _OF_TRAINING: Final = (
     "valid_nll_after",
     "wall_seconds",
     "stopped_early",
+    "exported_step",
 )
 _OF_ENVIRONMENT: Final = ("device", "precision", "image_backend", "versions")
 
