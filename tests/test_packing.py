@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 from datasets_for_tests import metrics_of, shapes_dataset, sums_dataset
-from gradients_for_tests import BATCH, config_of, definition_of, gradient_of, loaded_for, relative
+from gradients_for_tests import BATCH, config_of, definition_of, gradient_of, loaded_for, micro_batches_of, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,10 +15,12 @@ import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
+import torch.nn.attention.varlen
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from vlm_dft import attention
 from vlm_dft.attention import PACKED_ATTENTION, pack_arguments, packed_attention, use_packed_attention
 from vlm_dft.batches import Plan, Steps, open_corpus
 from vlm_dft.config import LoraConfig, PixelConfig, RunConfig
@@ -25,8 +28,10 @@ from vlm_dft.data.canonical import ImagePart, Message, TextPart
 from vlm_dft.data.collate import collate, pack, positions_4T
 from vlm_dft.data.encoding import Encoder, Sample
 from vlm_dft.errors import ModelError, SampleTooLongError
-from vlm_dft.model import LoadedModel, load, set_use_cache
+from vlm_dft.model import LoadedModel, base_of, load, set_use_cache
+from vlm_dft.optimization import Optimization
 from vlm_dft.packing import Size, balanced, packed
+from vlm_dft.ranks import Ranks
 from vlm_dft.run_dir import RunDir
 from vlm_dft.trainer import train
 
@@ -228,6 +233,58 @@ def test_a_model_with_sliding_windows_is_not_packed(tiny_qwen2: Path):
     loaded.model.config.layer_types = ["sliding_attention", "full_attention"]
     with pytest.raises(ModelError, match="set packing to false"):
         use_packed_attention(loaded.model)
+
+
+def exact_varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+    """What FlashAttention computes, on a CPU, with what it asks of its inputs."""
+    assert {tensor.dtype for tensor in (query, key, value)} == {torch.bfloat16}
+    assert {tensor.stride(-1) for tensor in (query, key, value)} == {1}
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    lengths = cu_seq_q.diff().tolist()
+    assert cu_seq_q.dtype == torch.int32
+    assert max_q == max_k == max(lengths)
+    segments = zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value)), strict=True)
+    settings = {"is_causal": window_size == (-1, 0), "scale": scale, "enable_gqa": enable_gqa}
+    mixed = [torch.nn.functional.scaled_dot_product_attention(*heads, **settings) for heads in segments]
+    return torch.cat(mixed, dim=1).transpose(0, 1)
+
+
+def varlen_attn_of_torch_2_11(query, key, value, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    return exact_varlen_attn(
+        query, key, value, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("master_weights", "varlen_attn"),
+    [(True, varlen_attn_of_torch_2_11), (False, exact_varlen_attn)],
+    ids=["2.11", "2.13"],
+)
+def test_flash_attention_is_given_the_heads_of_every_bf16_pack(
+    master_weights: bool, varlen_attn, tiny_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dataset = shapes_dataset(tmp_path / "dataset", BATCH)
+    config = config_of(tiny_vlm, dataset, "dft", packing=True, pack_length_tokens=170)
+    expected = gradient_of(config)
+    calls = []
+
+    def counted(query, *arguments, **keywords):
+        calls.append(query.shape)
+        return varlen_attn(query, *arguments, **keywords)
+
+    counted.__signature__ = inspect.signature(varlen_attn)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", counted)
+    monkeypatch.setattr(attention, "_flash_serves", lambda query_BHTD: query_BHTD.dtype in attention.HALF)
+    loaded = loaded_for(config, load(tiny_vlm, precision="bf16", device="cpu", master_weights=master_weights))
+    optimization = Optimization(loaded, config, Ranks(), 1)
+    use_packed_attention(base_of(loaded.model), vision=True)
+    micro_batches = micro_batches_of(config, loaded)
+    loaded.model.train()
+    optimization.gradients(micro_batches)
+    with_pictures = sum("pixel_values" in micro_batch.inputs for micro_batch in micro_batches)
+    assert len(calls) == 2 * len(micro_batches) + 2 * with_pictures  # layers, and blocks of the tower
+    gradients = {name: p.grad for name, p in loaded.model.named_parameters() if p.grad is not None}
+    assert relative(gradients, expected) < 0.02
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ Shapes: B rows, H heads, K key-value heads, T tokens, D head size, S samples of 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Final
 
 import vlm_dft.torchvision_shim  # noqa: F401
@@ -73,7 +74,8 @@ def packed_attention(
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, *heads, attention_mask, **arguments)
     assert attention_mask is None, "a pack has no padding to mask"
-    if query_BHTD.is_cuda and query_BHTD.dtype in HALF and not arguments.get("dropout"):
+    heads = _as_autocast(*heads)
+    if _flash_serves(heads[0]) and not arguments.get("dropout"):
         assert max_length_q is not None, "pack_arguments gives both"
         causal = arguments.get("is_causal")
         causal = module.is_causal if causal is None else causal
@@ -87,12 +89,25 @@ def packed_attention(
     return torch.cat(parts, dim=1), None
 
 
-def _flash(
-    heads: tuple[Tensor, Tensor, Tensor], ends_S1: Tensor, longest: int, *, scaling: float, causal: bool
-) -> Tensor:
+def _as_autocast(*heads: Tensor) -> tuple[Tensor, ...]:
+    """In the type that autocast computes attention in: beside float32 weights, rotation has left heads in float32."""
+    device = heads[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return heads
+    return tuple(head.to(torch.get_autocast_dtype(device)) for head in heads)
+
+
+def _flash_serves(query_BHTD: Tensor) -> bool:
+    return query_BHTD.is_cuda and query_BHTD.dtype in HALF
+
+
+def _flash(heads: tuple[Tensor, ...], ends_S1: Tensor, longest: int, *, scaling: float, causal: bool) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     query_THD, key_TKD, value_TKD = (tensor.squeeze(0).transpose(0, 1) for tensor in heads)
+    grouped: dict[str, Any] = {}
+    if query_THD.shape[1] != key_TKD.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        grouped["enable_gqa"] = True  # torch 2.11 takes fewer key-value heads without being told
     mixed_THD = varlen_attn(
         query_THD,
         key_TKD,
@@ -103,7 +118,7 @@ def _flash(
         longest,
         scale=scaling,
         window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
+        **grouped,
     )
     assert isinstance(mixed_THD, Tensor), "no log-sum-exp was asked for"
     return mixed_THD.unsqueeze(0)
