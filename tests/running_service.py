@@ -69,6 +69,15 @@ class RunningService:
             [COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=timeout_seconds
         )
 
+    def run_here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process, which has imported everything already: a second less for each command."""
+        from typer.testing import CliRunner
+
+        from cli.main import app
+
+        done = CliRunner().invoke(app, arguments, env={"VLM_DFT_URL": self.url}, catch_exceptions=False)
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
     def child(self, *words: str) -> int:
         """Process id of the direct child whose command line has all the words."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()

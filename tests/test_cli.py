@@ -65,23 +65,23 @@ def test_submit_follows_a_job_to_its_model_and_scores(service: RunningService, d
     job_id = re.search(r"ftjob-\w+", answer.stdout)[0]
     tuned = re.search(r"ft:tiny-vl:default:cli:\w+", answer.stdout)[0]
 
-    assert job_id in service.run("jobs").stdout
-    assert "step" in service.run("watch", job_id).stdout
-    assert "succeeded" in service.run("logs", job_id).stdout
+    assert job_id in service.run_here("jobs").stdout
+    assert "step" in service.run_here("watch", job_id).stdout
+    assert "succeeded" in service.run_here("logs", job_id).stdout
     for step in (0, 2):
         assert re.search(
-            rf"train +all +{step} +\d+ +[ ▁▂▃▄▅▆▇█]+ +\d+% +\d+%", service.run("histograms", job_id).stdout
+            rf"train +all +{step} +\d+ +[ ▁▂▃▄▅▆▇█]+ +\d+% +\d+%", service.run_here("histograms", job_id).stdout
         )
-    assert tuned in service.run("models").stdout
-    refused = service.run("cancel", job_id)
+    assert tuned in service.run_here("models").stdout
+    refused = service.run_here("cancel", job_id)
     assert refused.returncode == 1
     assert "invalid_state" in refused.stderr
 
     scored = service.run("eval", tuned, "--benchmarks", "mathvision", "--max-new-tokens", "4")
     assert scored.returncode == 0, scored.stderr
     assert "native-rules/v1" in scored.stdout
-    assert service.run("models", "delete", tuned).returncode == 0
-    assert tuned not in service.run("models").stdout
+    assert service.run_here("models", "delete", tuned).returncode == 0
+    assert tuned not in service.run_here("models").stdout
 
 
 def test_paused_job_lets_another_train_and_ends_with_the_same_weights(service: RunningService, directory: Path) -> None:
@@ -92,7 +92,7 @@ def test_paused_job_lets_another_train_and_ends_with_the_same_weights(service: R
     answer = service.run("submit", str(directory / "train.tar.gz"), "--model", "tiny-vl", *numbers, "--no-start")
     assert "not_started: vlm-dft start" in answer.stdout, answer.stdout + answer.stderr
     paused = re.search(r"ftjob-\w+", answer.stdout)[0]
-    assert f"{paused} queued, position 1" in service.run("start", paused).stdout
+    assert f"{paused} queued, position 1" in service.run_here("start", paused).stdout
 
     def job(job_id: str) -> dict[str, Any]:
         return extension(client, f"/fine_tuning/jobs/{job_id}")
@@ -100,9 +100,9 @@ def test_paused_job_lets_another_train_and_ends_with_the_same_weights(service: R
     wait_until(lambda: (job(paused)["progress"] or {"step": 0})["step"] >= 2, 90, "a second step", interval=0.05)
     assert jobs.pause(paused).phase == "pausing"
     wait_until(lambda: job(paused)["phase"] == "paused", 60, "the device is free", interval=0.1)
-    twin = re.search(r"(ftjob-\w+) queued", service.run("clone", paused, "--set", "auto_start=true").stdout)[1]
+    twin = re.search(r"(ftjob-\w+) queued", service.run_here("clone", paused, "--set", "auto_start=true").stdout)[1]
     alone = wait_until(lambda: ended(client, twin), 120, "the twin ends", interval=0.3)
-    assert service.run("resume", paused).returncode == 0
+    assert service.run_here("resume", paused).returncode == 0
     resumed = wait_until(lambda: ended(client, paused), 120, "the resumed job ends", interval=0.3)
     assert (alone.status, resumed.status) == ("succeeded", "succeeded")
     assert resumed.result["model_sha256"] == alone.result["model_sha256"]
@@ -111,7 +111,7 @@ def test_paused_job_lets_another_train_and_ends_with_the_same_weights(service: R
     assert first["exit_reason"] == "paused"
     assert 2 <= second["resumed_from_step"] < 60
 
-    endless = re.search(r"(ftjob-\w+)", service.run("clone", twin, "--set", f"{STEPS}=100000").stdout)[1]
+    endless = re.search(r"(ftjob-\w+)", service.run_here("clone", twin, "--set", f"{STEPS}=100000").stdout)[1]
     assert job(endless)["cloned_from"] == twin
     wait_until(lambda: (job(endless)["progress"] or {"step": 0})["step"] >= 1, 90, "a step", interval=0.05)
     asked = time.monotonic()
@@ -149,7 +149,7 @@ def test_refused_file_is_told_row_by_row(service: RunningService, directory: Pat
 def test_mistake_is_named_with_its_exit_code(
     service: RunningService, arguments: list[str], exit_code: int, words: str
 ) -> None:
-    answer = service.run(*arguments)
+    answer = service.run_here(*arguments)
     assert answer.returncode == exit_code, answer.stderr
     assert words in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -201,7 +201,7 @@ def test_compare_trains_arms_and_shows_them_side_by_side(service: RunningService
     answer = service.run("compare", str(directory / "train.tar.gz"), *options)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "The arms differ in train.objective.name." in answer.stdout
-    assert re.search(r"\n nll +ftjob-\w+ +succeeded +nll +5e-05 +2/2", answer.stdout)
+    assert re.search(r"\n nll +succeeded +nll +2/2", answer.stdout)
     assert re.search(
         r"\n  dft against nll: [+-]\d+\.\d points .* items fixed, \d+ broken; permutation p", answer.stdout
     )
