@@ -29,7 +29,7 @@ from service.jobs.tables import Job
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
-SECONDS = float(os.environ.get("VLM_DFT_CHAOS_SECONDS", "15"))
+SECONDS = float(os.environ.get("VLM_DFT_CHAOS_SECONDS", "9"))
 SEED = int(os.environ.get("VLM_DFT_CHAOS_SEED", "1"))
 REAL = os.environ.get("VLM_DFT_CHAOS_TRAINER") == "real"
 """The real trainer in the storms, too: it takes seconds to load, so faults must come more slowly."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from throwaway import wait_until
-from worker_stack import Stack, children_of, is_alive, new_database, overlaps, running_stack, step_settings
+from worker_stack import Stack, children_of, is_alive, overlaps, running_stack, step_settings
 
 from service.jobs import store
 from service.jobs.phases import Phase
@@ -25,18 +25,6 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     with running_stack(step_settings(tmp_path)) as running:
         running.start_janitor()
         yield running
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def redis_stack(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Stack]:
-    """A real Redis, and either database."""
-    database_url = new_database(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
-    settings = step_settings(tmp_path, broker_url=redis_url, database_url=database_url)
-    with running_stack(settings) as running:
-        running.celery.control.purge()
-        running.start_janitor()
-        yield running
-        running.celery.control.purge()
 
 
 def assert_whole(stack: Stack, job_id: str, steps: int) -> None:
@@ -157,34 +145,6 @@ def test_running_job_is_cancelled_within_seconds_even_when_it_is_stubborn(stack:
         assert job.phase == Phase.CANCELLED
         assert time.monotonic() - began < limit
         assert not is_alive(line["pid"])
-
-
-def test_waiting_job_that_is_cancelled_never_starts(stack: Stack) -> None:
-    cancelled, other = stack.submit(steps=3), stack.submit(steps=3)
-    with stack.database.write() as session:
-        assert store.cancel(session, "default", cancelled).phase == Phase.CANCELLED
-    stack.start_worker()
-    assert stack.wait_for_end(other).phase == Phase.SUCCEEDED
-    assert stack.journal(cancelled) == []
-
-
-def test_storm_of_kills_loses_no_job_and_overlaps_none(redis_stack: Stack) -> None:
-    stack = redis_stack
-    workers = [stack.start_worker(), stack.start_worker()]
-    jobs = [stack.submit(steps=15, step_seconds=0.15) for _ in range(4)]
-    stack.wait_for_step(jobs[0], 3)
-    workers[0].kill()
-    workers.append(stack.start_worker())
-    os.kill(children_of(workers[1].pid)[0], signal.SIGKILL)
-    running = wait_until(
-        lambda: [line for job in jobs for line in stack.journal(job) if is_alive(line["pid"])], 15, "one runs again"
-    )
-    os.kill(running[-1]["pid"], signal.SIGKILL)
-    workers[2].terminate()
-    stack.start_worker()
-    for job_id in jobs:
-        stack.wait_for_end(job_id, 60)
-        assert_whole(stack, job_id, 15)
 
 
 def test_without_leases_in_the_trainer_executions_would_overlap(stack: Stack) -> None:
