@@ -137,7 +137,7 @@ def _results(forward: Forward, micro_batch: MicroBatch) -> RowResults:
     request = Request(
         labels_N=labels_N.to(hidden_ND.device)[is_label_N],
         objective=objectives.objective("nll"),
-        wanted=frozenset({"entropy", "correct"}),
+        wanted=frozenset({"entropy_N", "correct"}),
         chunk_rows=max(1, _CHUNK_ELEMENTS // head.weight.shape[0]),
     )
     projection = Projection(hidden_ND[is_label_N], head.weight, head.bias)
