@@ -51,6 +51,8 @@ class Tab:
     page: Page
     url: str
     faults: list[str] = field(default_factory=list)
+    methods: set[str] = field(default_factory=set)
+    """Of the requests so far."""
     expected_statuses: set[int] = field(default_factory=set)
     """Of answers that the test provokes."""
 
@@ -86,13 +88,14 @@ def tab(browser: Browser, url: str, *, scheme: str = "light", size: dict[str, in
     page.on("console", lambda message: opened.faults.append(message.text) if _is_fault(message, opened) else None)
 
     def look(request: Any) -> None:
+        opened.methods.add(request.method)
         if urlsplit(request.url).scheme != "blob" and urlsplit(request.url).netloc != host:
             opened.faults.append(f"asked another host: {request.url}")
 
     page.on("request", look)
     try:
         yield opened
-        assert opened.faults == []
+        assert opened.faults == [], opened.faults
     finally:
         context.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from api_server import Api, serve
 from browser import DESKTOP, PHONE, chromium, chromium_binary, tab
 from dashboard_scenes import BENCHMARK, comparison, gpu_worker, long_job, many_jobs
 from databases import copied_sqlite
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Error, expect
+from store_samples import NAN
+from webhook_receiver import receiver
+
+from service.jobs import store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
+RECEIVED_BYTES = """performance.getEntriesByType("resource").filter((each) => each.name.includes("/v1/"))
+    .reduce((sum, each) => sum + each.transferSize, 0)"""
 VARIANTS = [("light", DESKTOP), ("dark", PHONE)]
+HOSTILE = "<img src=x onerror=alert(1)> \u202eevil\u202c " + "nospace" * 20
+"""A name as nobody should choose it: markup, text from right to left, and longer than a phone is wide."""
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +42,29 @@ def api(tmp_path_factory: pytest.TempPathFactory, _sqlite_template: Path) -> Ite
     directory = tmp_path_factory.mktemp("pages")
     (directory / "benchmarks").mkdir()
     (directory / "benchmarks" / f"{BENCHMARK}.tsv").write_text("index\n")
-    with serve(directory, copied_sqlite(_sqlite_template, directory / "vlm-dft.db")) as running:
+    url = copied_sqlite(_sqlite_template, directory / "vlm-dft.db")
+    with serve(directory, url, webhook_private_addresses=True) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def scene(api: Api) -> dict[str, Any]:
-    """A comparison that has ended, a running job of 100,000 steps, and a thousand jobs behind it."""
+    """A comparison and a failure that have ended, a running job of 100,000 steps, and a thousand jobs behind it."""
     with api.http() as http:
         file_id = api.ready_file(api.client())
         made = comparison(api, http, file_id)
+        body = {"model": "tiny", "training_file": file_id, "suffix": "diverged"}
+        failed_id = http.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()["id"]
+        claim = api.claim(failed_id)
+        with api.database.write() as s:
+            store.fail(s, claim, NAN.model_copy(update={"message": HOSTILE}), None)
+        hook = {"name": HOSTILE, "url": "http://127.0.0.1:1/", "event_types": ["fine_tuning.job.failed"]}
+        hook_id = http.post("/v1/webhook_endpoints", json=hook).raise_for_status().json()["id"]
         job_id = long_job(api, http, file_id, steps=100_000)
         gpu_worker(api)
         many_jobs(api, file_id, 1000)
-    return {"comparison": made["id"], "arm": made["arms"][1]["job_id"], "long": job_id, "file": file_id}
+    ids = {"comparison": made["id"], "arm": made["arms"][1]["job_id"], "long": job_id, "file": file_id}
+    return ids | {"failed": failed_id, "hook": hook_id}
 
 
 def pages(scene: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -54,13 +72,18 @@ def pages(scene: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {
         "queue": ("#/", "61.2 of 79.6 GiB"),
         "new": (f"#/new?file={scene['file']}", "Every row can be trained on"),
+        "new comparison": (f"#/new?compare=1&file={scene['file']}", "Every row can be trained on"),
         "job": (f"#/jobs/{scene['arm']}", "Which colour?"),
+        "failed job": (f"#/jobs/{scene['failed']}", HOSTILE),
         "evaluations": ("#/evaluations", "Scored models"),
         "comparisons": ("#/comparisons", "New comparison"),
-        "comparison": (f"#/comparisons/{scene['comparison']}", "Held-out"),
+        "comparison": (f"#/comparisons/{scene['comparison']}", "Before: "),
         "items": (f"#/items/{scene['arm']}?flip=fixed", "6 fixed"),
         "models": ("#/models", "Score a model"),
         "keys": ("#/keys", "Make a key"),
+        "webhooks": ("#/webhooks", HOSTILE),
+        "webhook": (f"#/webhooks/{scene['hook']}", "Nothing was sent yet"),
+        "no such job": ("#/jobs/ftjob-none", "there is no job"),
     }
 
 
@@ -70,6 +93,7 @@ def test_no_page_has_a_serious_barrier_or_is_wider_than_its_screen(
 ) -> None:
     found = {}
     with tab(browser, api.url, scheme=scheme, size=size) as opened:
+        opened.expected_statuses = {404}
         for name, (path, text) in pages(scene).items():
             page = opened.open(path)
             expect(page.locator("main")).to_contain_text(text)
@@ -95,6 +119,8 @@ def test_a_long_job_among_a_thousand_is_usable_within_two_seconds(
         points = chart.locator("path.line").first.get_attribute("d")
         assert points is not None
         assert 200 < points.count("L") < 400
+        received_bytes = page.evaluate(RECEIVED_BYTES)
+    assert 0 < received_bytes < 500_000, "the file of numbers alone has 50 MB"
     print(f"usable after {usable_seconds:.2f} s, drawn after {drawn_seconds:.2f} s")
     assert usable_seconds < 8
 
@@ -258,3 +284,37 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(
         expect(page.get_by_role("row", name=re.compile("laptop"))).to_contain_text("active")
         page.get_by_role("button", name="Forget it").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("This service asks for a key")
+
+
+def test_reading_changes_nothing_and_another_tab_shows_the_same(
+    browser: Browser, api: Api, scene: dict[str, Any]
+) -> None:
+    """Every view is what the API answers: a tab holds nothing that its end could lose."""
+    ended = ("job", "failed job", "evaluations", "comparisons", "comparison", "items", "models", "webhook")
+    seen: list[dict[str, str]] = []
+    for _ in range(2):
+        with tab(browser, api.url) as opened:
+            texts = {}
+            for name in ended:
+                path, text = pages(scene)[name]
+                main = opened.open(path).locator("main")
+                expect(main).to_contain_text(text)
+                opened.page.wait_for_load_state("networkidle")
+                texts[name] = main.inner_text()
+            seen.append(texts)
+            assert opened.methods == {"GET"}
+    assert seen[0] == seen[1]
+
+
+def test_the_policy_stops_what_would_call_elsewhere_and_a_tab_that_asked_is_found(browser: Browser, api: Api) -> None:
+    with receiver() as elsewhere:
+        with tab(browser, api.url) as opened:
+            page = opened.open("#/models")
+            call = (
+                f"fetch('{elsewhere.url}', {{ method: 'POST', mode: 'no-cors' }}).then(() => 'sent', () => 'stopped')"
+            )
+            assert page.evaluate(call) == "stopped"
+            opened.faults.clear()
+        assert elsewhere.received == []
+    with pytest.raises(AssertionError, match="asked another host"), tab(browser, api.url) as opened, suppress(Error):
+        opened.page.goto("http://127.0.0.2:1/")

@@ -6,7 +6,7 @@ import { number } from "./format.js";
 const HEIGHT = 190;
 const EDGE = { left: 52, right: 10, top: 8, bottom: 24 };
 const FEW = 12;  // points of a curve that are marked one by one
-const INKS = ["one", "two", "three", "four", "five"];
+export const INKS = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
 
 /**
  * A chart of several curves. series: [{ name, key, points? }]; update(points) draws; a point has step, each key, and
@@ -60,8 +60,12 @@ function draw(chart) {
 
 function entry(one, format) {
   const last = one.points.at(-1);
-  const swatch = svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, svg(`path.line.${one.ink}`, { d: "M1 5H25" }));
-  return h("li", null, swatch, `${one.name} `, h("strong", null, last ? format(last[one.key]) : "–"));
+  return h("li", null, swatch(one.ink), `${one.name} `, h("strong", null, last ? format(last[one.key]) : "–"));
+}
+
+/** How a line is drawn, for a legend. */
+export function swatch(ink) {
+  return svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, svg(`path.line.${ink}`, { d: "M1 5H25" }));
 }
 
 function summary(chart, drawn) {

@@ -30,11 +30,28 @@ function flat(children) {
   return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 }
 
-/** Show these children in the element, unless it shows them already: what has the focus keeps it. */
+const FOCUSABLE = "a, button, input, select, summary, [tabindex]";
+
+/** Show these children in the element, unless it shows them already. The focus stays where it is, and what is open, open. */
 export function show(element, ...children) {
-  const fresh = document.createElement("div");
-  fresh.append(...flat(children));
-  if (element.innerHTML !== fresh.innerHTML) element.replaceChildren(...fresh.childNodes);
+  const fresh = h("div", null, children);
+  if (markup(element) === markup(fresh)) return;
+  const active = document.activeElement;
+  const focused = element !== active && element.contains(active) ? said(active) : null;
+  const open = [...element.querySelectorAll("details[open] > summary")].map(said);
+  element.replaceChildren(...fresh.childNodes);
+  for (const summary of element.querySelectorAll("details > summary")) summary.parentElement.open ||= open.includes(said(summary));
+  if (focused) [...element.querySelectorAll(FOCUSABLE)].find((each) => said(each) === focused)?.focus({ preventScroll: true });
+}
+
+/** What is shown, whichever parts of it somebody has opened. */
+function markup(element) {
+  return element.innerHTML.replaceAll(' open=""', "");
+}
+
+/** What tells an element from its neighbours after they were made anew. */
+function said(element) {
+  return `${element.tagName} ${element.id || element.getAttribute("href") || element.getAttribute("aria-label") || element.textContent}`;
 }
 
 /** A heading of a part of a page, with what belongs to its right. */

@@ -66,7 +66,9 @@ class Page {
     Object.assign(this, { root, signal, params });
   }
 
+  /** The title tells the phase: where it changes, it is read out. */
   title(text) {
+    if (document.title !== `${text} · vlm-dft`) document.querySelector("#spoken").textContent = text;
     document.title = `${text} · vlm-dft`;
   }
 

@@ -1,10 +1,11 @@
 // Comparisons: fine-tunings on equal terms, as a list and one of them with its table, flips, curves and sweep.
 
-import { get, post } from "../api.js";
+import { get, optional, post } from "../api.js";
 import { curves } from "../chart.js";
 import { empty, h, phase, progress, section, show, table } from "../dom.js";
 import { TERMINAL, number, short, time } from "../format.js";
-import { armTable, benchmarkTables, sweepTable, termsOf } from "./comparison_tables.js";
+import { armHistogram } from "../histogram.js";
+import { armTable, benchmarkTables, sweepTables, termsOf } from "./comparison_tables.js";
 
 export async function renderList(root, page) {
   page.title("Comparisons");
@@ -40,13 +41,13 @@ export async function render(root, page, id) {
     await page.ask(place.trouble, async () => { comparison = await post(`${path}/cancel`); draw(); });
   };
   const draw = () => {
-    page.title(comparison.name);
+    page.title(`${comparison.status} ${comparison.name}`);
     const ended = TERMINAL.has(comparison.status);
     show(place.head, h("h1", null, `${comparison.name} `, phase(comparison.status)), !ended && h("button.danger", { type: "button", onclick: cancel }, "Cancel"));
     show(place.arms, ended ? null : overall(comparison), armTable(comparison));
     show(place.terms, termsOf(comparison));
     show(place.results, ...benchmarkTables(comparison));
-    show(place.sweep, isSweep(comparison.sweep) ? section("Sweep", null, sweepTable(comparison.sweep)) : null);
+    show(place.sweep, isSweep(comparison.sweep) ? section("Sweep: means over the seeds", null, sweepTables(comparison.sweep)) : null);
   };
   const drawCurves = async () => {
     const found = await get(`${path}/curves`, { keys: charts.map(({ key }) => key).join(","), resolution: 200 }, page.signal);
@@ -56,12 +57,23 @@ export async function render(root, page, id) {
       chart.element.hidden = !chart.series.some((one) => one.points.some((each) => Number.isFinite(each[one.key])));
     }
   };
+  const bins = armHistogram("Probability of the target tokens before and after");
+  const binsPart = section("Probability of the target tokens, on a fixed set of rows", { hidden: true }, bins.element);
+  const counted = new Map();
+  /** Of the arms that have ended, once each: by then they change no more. */
+  const drawBins = async () => {
+    const fresh = comparison.arms.filter((arm) => TERMINAL.has(arm.phase) && !counted.has(arm.name));
+    await Promise.all(fresh.map(async (arm) => counted.set(arm.name, (await optional(`/v1/fine_tuning/jobs/${arm.job_id}/histograms`, {}, page.signal))?.data ?? [])));
+    if (!fresh.length) return;
+    binsPart.hidden = ![...counted.values()].some((rows) => rows.length);
+    bins.update(comparison.arms.map(({ name }) => ({ name, rows: counted.get(name) ?? [] })));
+  };
   draw();
-  root.replaceChildren(place.head, place.trouble, section("Arms", null, place.arms, place.terms), place.results, section("Curves", null, h("div.columns", null, charts.map(({ chart }) => chart.element))), place.sweep);
+  root.replaceChildren(place.head, place.trouble, section("Arms", null, place.arms, place.terms), place.results, section("Curves", null, h("div.columns", null, charts.map(({ chart }) => chart.element))), binsPart, place.sweep);
   page.every(3, async () => {
     comparison = await get(path, {}, page.signal);
     draw();
-    await drawCurves();
+    await Promise.all([drawCurves(), drawBins()]);
     return !TERMINAL.has(comparison.status);
   });
 }

@@ -37,7 +37,7 @@ export async function renderItems(root, page, id) {
   const isJob = id.startsWith("ftjob-");
   const found = await get(`/v1/${isJob ? "fine_tuning/jobs" : "evaluations"}/${encodeURIComponent(id)}`, {}, page.signal);
   const against = page.params.get("against");
-  root.replaceChildren(
+  show(root,
     h("div.head", null, h("h1", null, `Items of ${found.fine_tuned_model ?? found.model}`), h("a.button", { href: isJob ? `#/jobs/${id}` : `#/evaluations/${id}` }, isJob ? "The job" : "The evaluation")),
     against && h("p", null, "Before is what ", h("a", { href: `#/jobs/${against}` }, "the reference"), " answered."),
     itemBrowser(found, page));

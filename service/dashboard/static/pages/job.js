@@ -6,6 +6,7 @@ import { TERMINAL, bytes, duration, jobName, number, place, reason, short, time 
 import { jobCharts } from "./job_charts.js";
 import { jobOutputs } from "./job_outputs.js";
 import { jobReport } from "./job_report.js";
+import { jobSamples } from "./job_samples.js";
 import { timeline } from "./job_timeline.js";
 
 /** What may be asked of a job in which phase. */
@@ -22,6 +23,7 @@ export async function render(root, page, id) {
   let job = await get(path, {}, page.signal);
   const parts = { head: h("div.head"), trouble: h("div"), state: h("div"), line: h("div"), about: h("div") };
   const charts = jobCharts(path, page);
+  const samples = jobSamples(path, page);
   const outputs = jobOutputs(path, page);
   const report = jobReport(path, page);
   const recent = { events: [] };
@@ -47,11 +49,11 @@ export async function render(root, page, id) {
     show(parts.about, about(job));
   };
   draw();
-  root.replaceChildren(parts.head, parts.trouble, parts.state, section("Phases", null, parts.line), report.element, charts.element, outputs.element, section("Settings", null, parts.about));
+  root.replaceChildren(parts.head, parts.trouble, parts.state, section("Phases", null, parts.line), report.element, charts.element, samples.element, outputs.element, section("Settings", null, parts.about));
   const refresh = async () => { job = await get(path, {}, page.signal); draw(); };
   page.every(2, async () => {
     await refresh();
-    await Promise.all([charts.load(job), outputs.load(job), report.load(job)]);
+    await Promise.all([charts.load(job), samples.load(job), outputs.load(job), report.load(job)]);
     return !TERMINAL.has(job.phase);
   });
   follow(`${path}/events/stream?type=message`, page, (event) => {

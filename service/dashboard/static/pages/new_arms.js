@@ -21,7 +21,8 @@ export function armsPart(objectives) {
     return all;
   };
   const element = h("div.page", null, several.element,
-    h("div.fields", null, axes.map(({ title, input }) => field(title, input, "Several with spaces: every combination is an arm.")), field("Name of the comparison", name)), count);
+    h("div.fields", null, axes.map(({ title, input }) => field(title, input)), field("Name of the comparison", name)),
+    h("p.help", null, "Several learning rates, batch sizes or seeds, with spaces between them: every combination is an arm."), count);
   const draw = () => {
     const names = arms().map((arm) => arm.name);
     show(count, `${names.length === 1 ? "1 arm" : `${names.length} arms`}: ${names.slice(0, 8).join(", ") || "choose objectives"}${names.length > 8 ? "…" : ""}`);
