@@ -28,24 +28,28 @@ class Errors:
 
 @dataclass(frozen=True)
 class Truth:
-    """The mean DFT loss, its hidden gradient, and what its weight gradient is made of: logit gradients and rows."""
+    """The mean DFT loss, its gradients, and the probabilities of the targets."""
 
     loss: float
     hidden_ND: Tensor
-    logits_NV: Tensor
-    rows_ND: Tensor
+    weight_VD: Tensor
     p_N: Tensor
 
     def errors(self, loss: float, hidden_ND: Tensor, weight_VD: Tensor) -> Errors:
         """Of a head that was given the same inputs, in any type."""
-        wrong = total = 0.0
-        for start in range(0, weight_VD.shape[0], _BLOCK):
-            words = slice(start, start + _BLOCK)
-            expected_BD = self.logits_NV[:, words].T @ self.rows_ND
-            wrong += (weight_VD[words].double() - expected_BD).square().sum().item()
-            total += expected_BD.square().sum().item()
-        hidden = (hidden_ND.double() - self.hidden_ND).norm() / self.hidden_ND.norm()
-        return Errors(abs(loss - self.loss) / self.loss, hidden.item(), (wrong / total) ** 0.5)
+        return Errors(
+            abs(loss - self.loss) / self.loss,
+            _distance(hidden_ND, self.hidden_ND),
+            _distance(weight_VD, self.weight_VD),
+        )
+
+
+def _distance(found_RD: Tensor, expected_RD: Tensor) -> float:
+    wrong = total = 0.0
+    for found_BD, expected_BD in zip(found_RD.split(_BLOCK), expected_RD.split(_BLOCK), strict=True):
+        wrong += (found_BD - expected_BD).square_().sum().item()
+        total += expected_BD.square().sum().item()
+    return (wrong / total) ** 0.5
 
 
 @torch.no_grad()
@@ -61,4 +65,5 @@ def truth(inputs: HeadInputs) -> Truth:
     gradient_NV = logp_NV.exp_().mul_(p_N1 / count).scatter_add_(1, labels_N1, -p_N1 / count)
     hidden_ND = sum(gradient_NV[:, block] @ inputs.weight_VD[block].double() for block in words)
     assert isinstance(hidden_ND, Tensor)
-    return Truth((p_N1 * -logp_N1).sum().item() / count, hidden_ND, gradient_NV, rows_ND, p_N1.squeeze(1))
+    weight_VD = torch.cat([gradient_NV[:, block].T @ rows_ND for block in words])
+    return Truth((p_N1 * -logp_N1).sum().item() / count, hidden_ND, weight_VD, p_N1.squeeze(1))

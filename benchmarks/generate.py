@@ -33,15 +33,15 @@ from vlm_dft.evaluation.items import Item, Picture
 from vlm_dft.model import LoadedModel, base_of, load
 from vlm_dft.tiny import build_tiny_vlm
 
-ITEMS, BATCH, ROUNDS, MAX_NEW_TOKENS = 40, 20, 2, 256
-GATE_ITEMS = 10
+ITEMS, BATCH, ROUNDS, MAX_NEW_TOKENS = 40, 20, 3, 256
+GATE_ITEMS = 6
 END_EVERY = 100
 """One token in so many ends the turn: answers have that many tokens on average."""
 PIXELS = PixelConfig(max_pixels=64 * 28 * 28)
 DIMS: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 1536,
-    "num_layers": 8,
+    "num_layers": 4,
     "num_heads": 8,
     "num_kv_heads": 2,
     "vocab_size": 4096,
@@ -64,9 +64,10 @@ def measure() -> dict[str, Any]:
     assert gate, "the answers differ in float64: one side is wrong"
     (_, texts), (_, expected) = rounds[0]
     seconds = [statistics.median(each[side][0] for each in rounds) for side in (0, 1)]
+    ratio = statistics.median(theirs[0] / mine[0] for mine, theirs in rounds)
     lengths = [len(text) for text in expected]
     return {
-        "ratio": seconds[1] / seconds[0],
+        "ratio": ratio,
         "items_per_second": ITEMS / seconds[0],
         "one_at_a_time_items_per_second": ITEMS / seconds[1],
         "same_in_float64": gate,
@@ -138,6 +139,6 @@ def _one_at_a_time(loaded: LoadedModel, ends: Sequence[int]) -> Callable[[Sequen
 
 
 def _timed(answer: Callable[[Sequence[Item]], list[str]], items: Sequence[Item]) -> tuple[float, list[str]]:
-    begun = time.perf_counter()
+    began = time.process_time()
     texts = answer(items)
-    return time.perf_counter() - begun, texts
+    return time.process_time() - began, texts
