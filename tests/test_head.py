@@ -297,11 +297,19 @@ def test_shapes_that_do_not_fit_are_named():
         objective_loss(hidden_ND, weight_VD, labels_N, bias_V=torch.zeros(36))
     with pytest.raises(ValueError, match=r"not torch\.float32"):
         objective_loss(hidden_ND, weight_VD, labels_N.float())
+    with pytest.raises(ValueError, match=r"weight must be floating point, not torch\.complex128"):
+        objective_loss(hidden_ND, weight_VD.to(torch.complex128), labels_N)
 
 
 def test_unknown_objectives_are_refused():
     with pytest.raises(ConfigError, match="there are asft, deft, "):
         objective_loss(*problem(), objective="focal")
+
+
+def test_a_second_derivative_is_refused_rather_than_zero():
+    hidden_ND, weight_VD, labels_N = problem()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(objective_loss(hidden_ND, weight_VD, labels_N).loss, hidden_ND, create_graph=True)
 
 
 def test_a_second_backward_pass_is_refused_rather_than_wrong():

@@ -84,6 +84,7 @@ def test_torchs_own_kernel_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyP
         ({"tolerance": float("nan")}, ConfigError, "at least 0 and below 1"),
         ({"statistics": "most"}, ConfigError, "there are all, target"),
         ({"denominator": 0}, ValueError, "denominator must be above 0"),
+        ({"denominator": float("inf")}, ValueError, "denominator must be above 0 and finite"),
         ({"chunk_rows": 0}, ValueError, "chunk_rows must be at least 1"),
     ],
 )

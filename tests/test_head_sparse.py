@@ -65,6 +65,17 @@ def test_sparse_gradients_are_within_the_promised_errors():
     assert relative(weight, weight_64) <= 3e-4
 
 
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_a_few_poor_rows_are_as_exact_though_their_whole_gradient_is_below_the_tolerance(rows: int):
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND, weight_VD = 0.6 * torch.randn(rows, 64, generator=generator), torch.randn(V, 64, generator=generator)
+    poor = HeadInputs(hidden_ND, weight_VD, (hidden_ND @ weight_VD.T).topk(5000).indices[:, -1])
+    sums, gradients = run(poor)
+    assert sums.weight_M.max() < 1e-4
+    for found, expected in zip(gradients, exact(poor)[1], strict=True):
+        assert relative(found, expected) <= 3e-4
+
+
 def test_a_larger_tolerance_is_less_exact_and_the_loss_stays():
     _, (hidden, weight) = run(peaked())
     sums, (coarse_hidden, coarse_weight) = run(peaked(), tolerance=1e-4)

@@ -9,12 +9,12 @@ Shapes: N rows, D hidden size, V vocabulary, S statistics, M supervised rows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vlm_dft import objectives
 from vlm_dft.config import HeadBackend
@@ -165,6 +165,9 @@ def check_backend(
 
 
 def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V: Tensor | None) -> None:
+    for name, tensor in {"hidden": hidden_ND, "weight": weight_VD, "bias": bias_V}.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {tensor.dtype}")
     if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"hidden {tuple(hidden_ND.shape)} and weight {tuple(weight_VD.shape)} must be N x D and V x D")
     if labels_N.shape != hidden_ND.shape[:1]:
@@ -178,8 +181,8 @@ def _check_shapes(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, bias_V
 
 
 def _check_settings(denominator: float, chunk_rows: int | None, tolerance: float, statistics: str) -> None:
-    if not denominator > 0:
-        raise ValueError(f"denominator must be above 0, not {denominator}")
+    if not 0 < denominator < math.inf:
+        raise ValueError(f"denominator must be above 0 and finite, not {denominator}")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}")
     if not 0 <= tolerance < 1:
@@ -300,10 +303,11 @@ class _Head(torch.autograd.Function):
         return loss_N.sum().mul(request.scale).to(results.logp_N.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("objective_loss has no second derivative: take gradients without create_graph")
         if ctx.gradients is None:
             raise RuntimeError("objective_loss keeps its gradients for one backward pass: call it again for another")
         (scale,) = grad_outputs

@@ -10,7 +10,8 @@ vocabulary: sure predictions because of the softmax, poor ones because of p. So,
   replaced by its rank-one likeness, column mass x mean hidden state. Adam divides by the gradient's size, so that words
   whose small gradients were dropped would not move at all, instead of in their direction.
 
-Broad rows are taken out first and have their own words, or theirs would be those of all rows.
+Broad rows are taken out first and get all words, or theirs would be those of all rows; where they are all there are,
+as with a few rows or with poor ones alone, nothing is left out.
 
 Where too much is left over, as with random weights, the chunk is left to the dense path.
 
@@ -38,9 +39,8 @@ from vlm_dft.heads.tile import Tile
 # Share of the chunk's weight in the tail above which it is left to the dense path: there the error in grad_hidden, a
 # third to a half of this share, would no longer be small.
 _LARGEST_TAIL = 0.01
-# Shares of the vocabulary above which a dense product is as cheap: of many rows, and of the few held ones.
+# Share of the vocabulary above which a dense product is as cheap.
 _MOST_COLUMNS = 0.5
-_MOST_COLUMNS_HELD = 0.3
 # A word is chosen by its mass over all rows of a chunk: one product, no passes over the tile. That this many rows share
 # a tolerance makes it about as exact as if each row's entry had to be below it, whatever the size of the chunk.
 _ROWS_PER_TOLERANCE = 64
@@ -97,16 +97,11 @@ class ColumnSparse:
         gradients, projection = self._gradients, self._gradients.projection
         rows_K, weight_K, labels_K = (torch.cat(part) for part in zip(*self._broad, strict=True))
         gradient_KV = self._held_KV[_HELD_TAILS : _HELD_TAILS + rows_K.numel()]
-        columns_U = self._columns(gradient_KV.sum(dim=0), labels_K)
         gradient_KV.scatter_add_(1, labels_K.unsqueeze(1), -weight_K.unsqueeze(1))
         if gradients.bias_V is not None:
             gradients.bias_V.add_(gradient_KV.sum(dim=0), alpha=gradients.scale)
         if gradients.hidden_ND is not None:
-            if columns_U.numel() > _MOST_COLUMNS_HELD * gradient_KV.shape[1]:
-                hidden_KD = projection.times_weight(gradient_KV)
-            else:
-                hidden_KD = self._times_columns(gradient_KV, columns_U)
-            gradients.hidden_ND[rows_K] = hidden_KD.mul_(gradients.scale)
+            gradients.hidden_ND[rows_K] = projection.times_weight(gradient_KV).mul_(gradients.scale)
         if gradients.weight_VD is not None:
             all_KV = self._held_KV[_HELD_TAILS - len(self._tail_states) : _HELD_TAILS + rows_K.numel()]
             states = [*reversed(self._tail_states), *projection.hidden_ND[rows_K].to(projection.exact)]
@@ -144,19 +139,6 @@ class ColumnSparse:
         """The rows with most mass outside the words that most rows have theirs in."""
         inside_C = exp_CV.index_select(1, common_V.nonzero().squeeze(1)).sum(dim=1).mul_(scale_C)
         return (weight_C - inside_C).topk(_num_broad(weight_C.numel())).indices
-
-    def _times_columns(self, gradient_KV: Tensor, columns_U: Tensor) -> Tensor:
-        """``gradient @ weight`` by some of its columns, the others having the mean row."""
-        projection = self._gradients.projection
-        total_KD: Tensor | float = 0.0
-        tail_K: Tensor | float = 0.0
-        for columns_B in columns_U.split(self._block):
-            gradient_KB = gradient_KV.index_select(1, columns_B)
-            total_KD = projection.mm(gradient_KB, projection.columns(columns_B)) + total_KD
-            tail_K = tail_K - gradient_KB.sum(dim=1)
-        assert isinstance(total_KD, Tensor), "the targets are among the columns"
-        assert isinstance(tail_K, Tensor)
-        return total_KD.addr_(tail_K, self._mean_row())
 
     @property
     def _block(self) -> int:

@@ -28,7 +28,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vlm_dft.errors import ConfigError
 from vlm_dft.heads.chunks import Request, RowResults
@@ -234,10 +233,11 @@ class _Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("objective_loss has no second derivative: take gradients without create_graph")
         hidden_ND, weight_VD, bias_V, labels_N, largest_N, sum_N, weight_N = ctx.saved_tensors
         inputs = _Inputs.of(ctx.kernels, hidden_ND, weight_VD, bias_V, labels_N)
         with torch.autocast(hidden_ND.device.type, enabled=False):
