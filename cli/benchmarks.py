@@ -42,23 +42,16 @@ def list_benchmarks(as_json: AsJson = False) -> None:
     if not found:
         out.print(Text(f"none in {directory}; known are {', '.join(PUBLISHED)}: vlm-dft benchmarks add PATH"))
         return
-    out.print(_table(found))
+    out.print(_table(found, directory))
 
 
-def _table(found: dict[str, Found]) -> Table:
-    table = Table(
-        Column("benchmark", no_wrap=True),
-        "kind",
-        "items",
-        "with pictures",
-        "as published",
-        Column("path", overflow="fold"),
-        box=None,
-    )
+def _table(found: dict[str, Found], directory: Path) -> Table:
+    place = Column(f"in {directory}", overflow="fold")
+    table = Table(Column("benchmark", no_wrap=True), "kind", "items", "with pictures", "as published", place, box=None)
     for name, each in found.items():
         manifest = each.manifest
         counts = (str(manifest.items), str(manifest.pictures), _WORDS[manifest.published]) if manifest else ("", "", "")
-        table.add_row(escape(name), each.kind, *counts, escape(str(each.path)))
+        table.add_row(escape(name), each.kind, *counts, escape(str(each.path.relative_to(directory))))
     return table
 
 

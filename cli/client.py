@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import openai
 import typer
@@ -15,7 +16,10 @@ from rich.text import Text
 
 from vlm_dft.errors import VlmDftError
 
-out = Console(soft_wrap=True)
+_PIPED_CHARACTERS: Final = 200
+"""A table that goes into a file or to another program is as wide as it needs: what is cut off there is lost."""
+
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_CHARACTERS)
 err = Console(stderr=True, soft_wrap=True)
 
 EXIT_FAILED = 1
@@ -30,10 +34,15 @@ def base_url() -> str:
     return os.environ.get("OPENAI_BASE_URL") or os.environ.get("VLM_DFT_URL") or "http://127.0.0.1:8000/v1"
 
 
+_connected: list[openai.OpenAI] = []
+"""Clients whose command is not over."""
+
+
 def connect() -> openai.OpenAI:
-    """The client; a loopback service without keys takes any key."""
+    """The client; a loopback service without keys takes any key. ``readable_errors`` closes it."""
     key = os.environ.get("OPENAI_API_KEY") or os.environ.get("VLM_DFT_API_KEY") or "none"
-    return openai.OpenAI(base_url=base_url(), api_key=key)
+    _connected.append(openai.OpenAI(base_url=base_url(), api_key=key))
+    return _connected[-1]
 
 
 def get(client: openai.OpenAI, path: str, **params: Any) -> Any:
@@ -83,7 +92,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turn the client's exceptions into one or two lines and an exit code."""
+    """Turn the client's exceptions into one or two lines and an exit code, and close the client in the end."""
     try:
         yield
     except openai.APIConnectionError:
@@ -101,3 +110,6 @@ def readable_errors() -> Iterator[None]:
             "  ".join(f"{name}={value}" for name, value in details.items() if value), highlight=False, markup=False
         )
         raise typer.Exit(EXIT_FAILED) from None
+    finally:
+        while _connected:
+            _connected.pop().close()

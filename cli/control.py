@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.client import AsJson, connect, out, post, print_json, readable_errors
-from cli.submit import number_or_word, put_pairs
+from cli.requests import number_or_word, put_pairs
 from cli.watch import job_path
 
 JobId = Annotated[str, typer.Argument(help="ftjob-...")]

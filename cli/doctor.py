@@ -156,4 +156,10 @@ def _service() -> Finding:
         answer = httpx.get(url, timeout=3)
     except httpx.HTTPError:
         return Finding("service", None, f"no answer from {url}", "start it with `vlm-dft up`")
-    return Finding("service", answer.status_code == 200, f"{url} says {answer.text[:200]}")
+    try:
+        told = answer.json()
+        wrong = [f"{name}: {check['detail']}" for name, check in told["checks"].items() if not check["ok"]]
+        said = "; ".join([told["status"], *wrong])
+    except (ValueError, KeyError, TypeError):
+        return Finding("service", False, f"{url} is no vlm-dft service", "set OPENAI_BASE_URL, with /v1 at its end")
+    return Finding("service", answer.status_code == 200, f"{url} says {said}", "see the service's logs")

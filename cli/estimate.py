@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from cli.client import AsJson, connect, messages, out, post, print_json, readable_errors
-from cli.submit import parse_pairs, upload
+from cli.requests import Hyperparameters, supervised_method
+from cli.submit import upload
+from cli.watch import duration
+
+_NAMED_ROWS: Final = 3
 
 
 def estimate(
     training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
     model: Annotated[str, typer.Option(help="Base model or ft:... model; `vlm-dft models` lists them.")],
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
-    hyperparameter: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of method.supervised.hyperparameters; repeatable.")
-    ] = None,
+    hyperparameter: Hyperparameters = None,
     as_json: AsJson = False,
 ) -> None:
     """Print tokens, steps, memory, time and waiting of a fine-tuning job that is not submitted."""
-    supervised: dict[str, Any] = {"hyperparameters": parse_pairs(hyperparameter or [])}
-    if lora:
-        supervised["adapter"] = {"type": "lora"}
+    supervised = supervised_method(hyperparameter, lora=lora)
     with readable_errors():
         client = connect()
         file_id = upload(client, training_file, {"model": model}, messages(as_json))
@@ -41,7 +41,8 @@ def print_estimate(found: dict[str, Any]) -> None:
     for name, value in lines(found):
         out.print(f"[bold]{name:<8}[/] {value}", highlight=False)
     if found["pixels"]:
-        table = Table("min pixels", "max pixels", "visual tokens", "a picture", "longest row", "too long", "", box=None)
+        counts = ("visual tokens", "per picture", "longest row", "too long")
+        table = Table("min pixels", "max pixels", *counts, "", box=None)
         for choice in found["pixels"]:
             cells = [choice["visual_tokens"], choice["mean_tokens_per_image"], choice["longest_row_tokens"]]
             shown = [choice["min_pixels"], choice["max_pixels"], *cells, choice["too_long"]]
@@ -56,14 +57,18 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows, tokens, steps, time, queue = (found[name] for name in ("rows", "tokens", "steps", "time", "queue"))
     shown = [("rows", f"{rows['fit']} of {rows['total']} fit into {rows['limit_tokens']} tokens")]
     if rows["too_long"]:
-        first = ", ".join(escape(f"{row['file']}:{row['line']}") for row in rows["too_long_rows"][:3])
-        what = "left out" if rows["on_overlong"] == "drop" else "the job would be refused"
-        shown.append(("too long", f"{rows['too_long']} ({first}, ...): {what}"))
+        first = [escape(f"{row['file']}:{row['line']}") for row in rows["too_long_rows"][:_NAMED_ROWS]]
+        more = ["..."] if rows["too_long"] > len(first) else []
+        what = "left out" if rows["on_overlong"] == "drop" and rows["fit"] else "the job would be refused"
+        shown.append(("too long", f"{rows['too_long']} ({', '.join(first + more)}): {what}"))
+    if rows["refused"]:
+        refused = "; ".join(map(escape, rows["refused_rows"][:_NAMED_ROWS]))
+        shown.append(("refused", f"{rows['refused']} that the model's chat template cannot take: {refused}"))
     if tokens:
         counts = f"{tokens['text']:,} text + {tokens['visual']:,} visual in {tokens['images']:,} pictures an epoch"
         shown.append(("tokens", f"{counts}; {tokens['basis']}"))
     shown.append(("steps", f"{steps['total']:,} ({steps['per_epoch']:,} an epoch), {steps['input_tokens']:,} tokens"))
-    shown.append(("memory", _memory(found["memory"])))
+    shown.append(("memory", _memory(found["memory"]) if rows["fit"] else "none: no row fits"))
     for device in found["devices"]:
         fits = {True: "fits", False: "[red]does not fit[/]", None: "its memory is not known"}[device["fits"]]
         size = f", {device['memory_total_gib']:g} GiB" if device["memory_total_gib"] else ""
@@ -86,8 +91,4 @@ def _memory(memory: dict[str, Any] | None) -> str:
 
 
 def _seconds(seconds: float | None, basis: str) -> str:
-    if seconds is None:
-        return basis
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} ({basis})"
+    return basis if seconds is None else f"{duration(seconds)} ({basis})"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.client import EXIT_FAILED, AsJson, connect, get, messages, out, post, print_error, print_json, readable_errors
-from cli.submit import benchmark_list
+from cli.requests import benchmark_list
 from cli.watch import at_its_end
 from vlm_dft.config import Backend
 from vlm_dft.results import Score

@@ -12,8 +12,9 @@ import typer
 from pydantic import ValidationError
 
 from cli.client import EXIT_FAILED, EXIT_USAGE, AsJson, messages, out, print_error, print_json
-from cli.submit import print_problems, put_pairs
-from vlm_dft.config import RunConfig, ValidationConfig
+from cli.requests import put_pairs
+from cli.submit import print_problems
+from vlm_dft.config import RunConfig
 from vlm_dft.results import RunResult
 from vlm_dft.run_dir import RunDir
 
@@ -58,16 +59,14 @@ def train(
 
 
 def _validated(source: Path, model: Path, run_dir: Path, fields: dict[str, object], as_json: bool) -> Path:
-    config = ValidationConfig.model_validate(
-        {
-            "source": source.resolve(),
-            "filename": source.name,
-            "tokenizer": str(model.resolve()),
-            **{key: fields[key] for key in ("max_length_tokens", "pixels") if key in fields},
-        }
-    )
+    validation = {
+        "source": str(source.resolve()),
+        "filename": source.name,
+        "tokenizer": str(model.resolve()),
+        **{key: fields[key] for key in ("max_length_tokens", "pixels") if key in fields},
+    }
     run = RunDir(run_dir)
-    result = _run(run, {"run_id": run_dir.name, "validation": config.model_dump()}, as_json)
+    result = _run(run, {"run_id": run_dir.name, "validation": validation}, as_json)
     assert result.validation is not None, "a validation that succeeded has its report"
     counts = f"{result.validation.valid} valid of {result.validation.rows} rows"
     messages(as_json).print(f"{source.name}: {counts}", highlight=False, markup=False)

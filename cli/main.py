@@ -15,6 +15,8 @@ from typing import Any
 
 import structlog
 import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from cli import (
     benchmarks,
@@ -24,6 +26,7 @@ from cli import (
     estimate,
     evaluate,
     import_job,
+    items,
     local,
     preflight,
     preview,
@@ -37,8 +40,26 @@ from cli import (
     upkeep,
     watch,
 )
+from cli.client import EXIT_USAGE, print_error
+
+
+class _Commands(TyperGroup):
+    """A setting of the environment that cannot be used is named, whichever command meets it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValidationError as error:
+            if error.title != "Settings":
+                raise
+            for problem in error.errors(include_url=False):
+                name = "_".join(["VLM_DFT", *(str(part) for part in problem["loc"])]).upper()
+                print_error(f"{name}: {problem['msg']}")
+            raise typer.Exit(EXIT_USAGE) from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune vision-language and text models with SFT or DFT on your own machine. "
@@ -73,6 +94,7 @@ app.command()(import_job.import_job)
 app.command()(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(benchmarks.benchmarks_app, name="benchmarks")
+app.command()(items.items)
 app.command()(report.report)
 app.command()(table.table)
 app.command()(watch.watch)

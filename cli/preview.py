@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from cli.client import AsJson, connect, messages, out, post, print_json, readable_errors
+from cli.requests import put_pairs
 from cli.submit import upload
 
 TRAINED_STYLE = "bold green"
@@ -21,7 +22,10 @@ def preview(
     model: Annotated[str, typer.Option(help="Model whose chat template and tokenizer are used.")],
     rows: Annotated[int, typer.Option(min=1, max=20, help="How many rows.")] = 3,
     first_row: Annotated[int, typer.Option(min=1, help="1: the file's first one.")] = 1,
-    max_length_tokens: Annotated[int, typer.Option(min=8)] = 4096,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="max_length_tokens=8192, pixels.max_pixels=200704; repeatable."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print rows as they are trained: trained text green, pictures magenta, the rest dim."""
@@ -29,7 +33,8 @@ def preview(
         client = connect()
         file_id = upload(client, training_file, {"model": model}, messages(as_json))
         body = {"model": model, "training_file": file_id, "num_rows": rows, "first_row": first_row}
-        shown = post(client, "/fine_tuning/preview", {**body, "max_length_tokens": max_length_tokens})
+        put_pairs(body, setting or [])
+        shown = post(client, "/fine_tuning/preview", body)
     if as_json:
         print_json(shown)
         return

@@ -22,10 +22,13 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: AsJs
     if as_json:
         print_json(page)
         return
+    if not page["data"]:
+        out.print("no job yet: `vlm-dft submit` makes one")
+        return
     columns = ("phase", "model", "objective", "where it is", "created")
     table = Table(Column("job", min_width=_JOB_ID_WIDTH), *columns, box=None)
     for job in page["data"]:
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
+        created = time.strftime("%m-%d %H:%M", time.localtime(job["created_at"]))
         table.add_row(job["id"], job["phase"], escape(job["model"]), job["objective"], where(job), created)
     out.print(table)
 

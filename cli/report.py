@@ -58,6 +58,9 @@ def _print(card: dict[str, Any]) -> None:
         out.print(f"{name}: {sides}", highlight=False, markup=False)
         if each["pair"]:
             out.print(f"  {pair_line(each['pair'])}", highlight=False, markup=False)
+        out.print(f"  {_overlap(each['tuned'] or each['base'])}", highlight=False, markup=False)
+    if failure := card["evaluation_error"]:
+        print_error(f"{failure['code']}: {failure['message']}", word="the evaluation failed")
     if training := card["training"]:
         numbers = ", ".join(f"{name} {value:g}" for name, value in training.items() if isinstance(value, int | float))
         out.print(f"training: {numbers}", highlight=False)
@@ -66,3 +69,12 @@ def _print(card: dict[str, Any]) -> None:
             word = Text("kept") if check["passed"] else Text("broken", "red")
             out.print(word + Text(f": {check['reason']}"))
         out.print("[green]the gate is passed[/]" if gate["passed"] else "[red]the gate is not passed[/]")
+
+
+def _overlap(score: dict[str, Any]) -> str:
+    """What the training data held of the benchmark."""
+    if score["contaminated"] is None:
+        return "whether its items stand in the training data was not checked"
+    found = f"{score['contaminated']} of {score['n']} items stand in the training data"
+    clean = score["clean_value"]
+    return found if not score["contaminated"] or clean is None else f"{found}; without them {100 * clean:.1f}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.client import EXIT_USAGE, out, print_error
+from cli.client import EXIT_FAILED, EXIT_USAGE, out, print_error
 
 if TYPE_CHECKING:
     from service.jobs.database import Database
@@ -31,7 +31,7 @@ def up(
         raise typer.Exit(start(settings, gpu_workers=gpu_workers, cpu_workers=cpu_workers))
     except VlmDftError as error:
         print_error(error.message)
-        raise typer.Exit(EXIT_USAGE) from None
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 def migrate() -> None:

@@ -23,6 +23,7 @@ from cli.client import (
     print_json,
     readable_errors,
 )
+from cli.requests import Hyperparameters, evaluation_of, number_or_word, supervised_method
 from cli.watch import at_its_end, job_dict
 from vlm_dft.results import RowProblem
 
@@ -40,12 +41,14 @@ def submit(
     suffix: Annotated[str | None, typer.Option(help="Goes into the tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
-    hyperparameter: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A hyperparameter, KEY=VALUE, or an option, dft.weight_floor=0.1; repeatable."),
-    ] = None,
+    hyperparameter: Hyperparameters = None,
     benchmarks: Annotated[str | None, typer.Option(help="Comma-separated benchmarks to score afterwards.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,
+    regression: Annotated[str | None, typer.Option(help="Those of them that ask for what the model knew.")] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(help="BENCHMARK.RULE=NUMBER, RULE min_value, min_gain or max_drop, 0 to 1; repeatable."),
+    ] = None,
     dataset_format: Annotated[str | None, typer.Option(help="wethink, openai or sharegpt; found out if unset.")] = None,
     max_invalid_fraction: Annotated[float | None, typer.Option(help="Share of invalid rows to leave out.")] = None,
     priority: Annotated[str | None, typer.Option(help="low, normal, high or a number.")] = None,
@@ -56,17 +59,13 @@ def submit(
 ) -> None:
     """Upload data, wait for its validation, submit a fine-tuning job and follow it."""
     options = {"dataset_format": dataset_format, "max_invalid_fraction": max_invalid_fraction, "model": model}
-    supervised: dict[str, Any] = {"objective": objective}
-    if lora:
-        supervised["adapter"] = {"type": "lora"}
-    put_pairs(supervised, hyperparameter or [], within="hyperparameters")
+    supervised = supervised_method(hyperparameter, lora=lora, objective=objective)
     extra: dict[str, Any] = {} if start else {"auto_start": False}
     if priority is not None:
         extra["priority"] = number_or_word(priority)
     if deadline_seconds is not None:
         extra["deadline_seconds"] = deadline_seconds
-    if benchmarks:
-        extra["evaluation"] = {"benchmarks": benchmark_list(benchmarks, limit), "include_base": True}
+    extra |= evaluation_of(benchmarks, limit, regression=regression, gate=gate)
     with readable_errors():
         client = connect()
         training = upload(client, training_file, options, messages(as_json))
@@ -156,45 +155,3 @@ def _print_position(job: dict[str, Any]) -> None:
     place = f"position {queue['position']}" if queue.get("position") else queue.get("blocked_reason") or job["phase"]
     verb = "start" if job["phase"] == "created" else "watch"
     out.print(f"status {job['status']}, {place}: vlm-dft {verb} {job['id']}", highlight=False)
-
-
-def benchmark_list(names: str, limit: int | None) -> list[dict[str, Any]]:
-    """Comma-separated names as the API's list, each with the limit."""
-    return [
-        {"name": name.strip(), **({"limit": limit} if limit is not None else {})}
-        for name in names.split(",")
-        if name.strip()
-    ]
-
-
-def put_pairs(document: dict[str, Any], pairs: list[str], *, within: str | None = None) -> None:
-    """KEY=VALUE strings into a document: a.b=1 into its part a, a key without a dot into the part within, if given."""
-    for key, value in parse_pairs(pairs).items():
-        *path, name = key.split(".")
-        part: Any = document
-        for step in path or filter(None, [within]):
-            part = part.setdefault(step, {})
-            if not isinstance(part, dict):
-                raise typer.BadParameter(f"--set {key}: {step} is one value ({part}) and has no parts")
-        part[name] = value
-
-
-def parse_pairs(pairs: list[str]) -> dict[str, Any]:
-    """KEY=VALUE strings; numbers become numbers, everything else stays a string for the service to judge."""
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise typer.BadParameter(f"--set takes KEY=VALUE, not {pair!r}")
-        parsed[key] = number_or_word(text)
-    return parsed
-
-
-def number_or_word(text: str) -> Any:
-    """A number or a truth value where the text is one, else the text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text, text)

@@ -11,6 +11,7 @@ from openai.types.fine_tuning import FineTuningJob
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cli.client import EXIT_FAILED, AsJson, connect, err, get, out, print_error, print_json, readable_errors
+from cli.preflight_report import print_report
 from cli.sparkline import sparkline
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -24,6 +25,8 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Follow a job until it ends; exit code 0 only if it succeeded."""
+    if job_id.startswith("ftcmp-"):
+        raise typer.BadParameter(f"follow a comparison with `vlm-dft compare {job_id}`")
     with readable_errors():
         job = at_its_end(connect(), job_id, poll_seconds, quiet=as_json)
     if as_json:
@@ -42,18 +45,19 @@ def wait_quietly(client: openai.OpenAI, job_id: str, poll_seconds: float) -> dic
 def follow(client: openai.OpenAI, job_id: str, poll_seconds: float) -> dict[str, Any]:
     """Print events and progress until the job ends; answers its last state."""
     path = job_path(job_id)
+    job = get(client, path)  # before the bar: an id that is wrong has none
     after_seq = 0
     with Progress(
         TextColumn("{task.fields[phase]:<14}"), BarColumn(), TextColumn("{task.fields[counts]}"), console=out
     ) as bar:
         task = bar.add_task("job", total=None, phase="queued", counts="")
         while True:
-            job = get(client, path)
             after_seq = _print_events(client, path, after_seq) if job_id.startswith("ftjob") else after_seq
             _show(bar, task, job, _curve(client, path) if job_id.startswith("ftjob") else "")
             if job["status"] in TERMINAL:
                 break
             time.sleep(poll_seconds)
+            job = get(client, path)
     print_result(job)
     return job
 
@@ -138,6 +142,8 @@ def print_result(job: dict[str, Any]) -> None:
     else:
         err.print("[yellow]cancelled[/]")
     print_scores(job)
+    if report := job.get("report"):
+        print_report(report)
 
 
 def print_scores(job: dict[str, Any]) -> None:

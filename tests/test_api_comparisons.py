@@ -161,6 +161,7 @@ def test_a_grid_makes_an_arm_of_each_combination_and_means_over_seeds(api: Api, 
     assert [arm["name"] for arm in made["arms"]][:3] == ["nll-lr1e-05-seed1", "nll-lr1e-05-seed2", "nll-lr0.0001-seed1"]
     assert len(made["arms"]) == 8
     assert made["terms"]["same_order"] is False
+    assert made["name"].endswith("nll-lr0.0001-seed2 or 4 more")
     held_out = [cell for cell in made["sweep"] if cell["value"] == "valid_nll_after"]
     assert len(held_out) == 4
     assert all(len(cell["arms"]) == 2 and cell["n"] == 0 and cell["mean"] is None for cell in held_out)
@@ -363,6 +364,17 @@ def test_commands_print_json_and_nothing_else(
     assert run("clone", made["id"], "--set", "suffix=b", "--set", "auto_start=true")["cloned_from"] == made["id"]
     compared = run("compare", file_id, "--model", "tiny", "--no-watch")
     assert [arm["name"] for arm in compared["arms"]] == ["nll", "dft"]
+    refused = CliRunner().invoke(app, ["compare", compared["id"], "--seeds", "1"])
+    assert (refused.exit_code, "--seeds makes a new comparison" in refused.stderr) == (2, True)
+    refused = CliRunner().invoke(app, ["watch", "ftjob-none"])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    arms = ["--arm", "sft=nll", "--arm", "floor=dft,weight_floor=0.1,learning_rate=1e-4"]
+    compared = run("compare", file_id, "--model", "tiny", "--no-watch", *arms)
+    assert {each["field"]: each["values"]["floor"] for each in compared["differences"]} == {
+        "train.learning_rate": 1e-4,
+        "train.objective.name": "dft",
+        "train.objective.weight_floor": 0.1,
+    }
     _report({"status": "processed", "filename": "a.jsonl", "id": "file-1"}, err)  # of what compare has uploaded
     assert "a.jsonl" in capsys.readouterr().err
 

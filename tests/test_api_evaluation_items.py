@@ -11,7 +11,9 @@ import pytest
 from api_server import Api, serve
 from databases import copied_sqlite
 from PIL import Image
+from typer.testing import CliRunner
 
+from cli.main import app
 from service.jobs import store
 from vlm_dft.config import BenchmarkConfig
 from vlm_dft.evaluation.benchmarks import load_benchmark
@@ -118,6 +120,21 @@ def test_a_tuned_answer_stands_beside_the_bases_with_what_the_training_did_to_it
     assert (first["prediction"]["prediction"], first["before"]["prediction"]) == ("tuned says Right", "base says wrong")
     assert [row["item_id"] for row in items(api, job.id, flip="broken")["data"]] == ["a/b?"]
     assert items(api, job.id, role="base")["data"][0]["flip"] is None
+
+
+def test_the_command_prints_what_was_fixed_and_broken(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    id, run = evaluation(api)
+    answer(run, "base", verdicts(1, 0, 0, 1))
+    answer(run, "tuned", verdicts(0, 0, 1, 1))
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{api.url}/v1")
+    printed = CliRunner().invoke(app, ["items", id, "--flip", "broken"]).stdout
+    assert "2 of 4 right; 1 fixed, 1 broken, 1 both right, 1 both wrong" in printed
+    assert "Number 0? " in printed
+    assert "before: A  of 'base says Right'" in printed
+    assert "now: B  of 'tuned says wrong'" in printed
+    assert "Number 1?" not in printed
+    listed = CliRunner().invoke(app, ["items", id, "--right", "--json", "--limit", "1"])
+    assert [item["item_id"] for item in json.loads(listed.stdout)["data"]] == ["../../config"]
 
 
 def test_two_jobs_stand_side_by_side_only_where_their_scores_may(api: Api) -> None:

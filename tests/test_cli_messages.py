@@ -11,9 +11,12 @@ from threading import Thread
 import openai
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from cli.client import EXIT_UNREACHABLE, get, readable_errors
 from cli.comparison_table import print_comparison
+from cli.main import app
+from cli.requests import evaluation_of
 from cli.watch import print_result
 
 LOG = "[rank0]: ValueError in [/usr/lib/x.py]"
@@ -62,7 +65,32 @@ def test_another_service_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> 
     assert "is no vlm-dft service" in capsys.readouterr().err
 
 
+def test_settings_that_cannot_be_used_are_named_by_their_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM_DFT_PORT", "abc")
+    answer = CliRunner().invoke(app, ["up"])
+    assert answer.exit_code == 2
+    assert "VLM_DFT_PORT: Input should be a valid integer" in answer.stderr
+
+
+def test_parts_of_a_request_are_made_of_what_is_typed() -> None:
+    gate = ["regression.max_drop=0.05", "mathvision.min_value=0.3", "mathvision.min_gain=0"]
+    assert evaluation_of("mathvision, regression", 5, regression="regression", gate=gate)["evaluation"] == {
+        "benchmarks": [{"name": "mathvision", "limit": 5}, {"name": "regression", "limit": 5}],
+        "include_base": True,
+        "regression": ["regression"],
+        "gate": [
+            {"benchmark": "regression", "max_drop": 0.05},
+            {"benchmark": "mathvision", "min_value": 0.3, "min_gain": 0},
+        ],
+    }
+    for wrong in ({"limit": 5}, {"limit": None, "gate": ["a.min_value=1"]}):
+        with pytest.raises(typer.BadParameter, match="--benchmarks"):
+            evaluation_of(None, **wrong)
+    with pytest.raises(typer.BadParameter, match=r"BENCHMARK\.RULE"):
+        evaluation_of("a", None, gate=["min_value=1"])
+
+
 def test_a_comparison_may_be_called_anything(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {"id": "ftcmp-1", "name": LOG, "status": "queued", "differences": [], "terms": {}, "arms": []}
-    print_comparison({**shown, "benchmarks": []}, [])
+    print_comparison({**shown, "benchmarks": [], "sweep": []}, [])
     assert LOG in capsys.readouterr().out

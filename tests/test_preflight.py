@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from benchmarks.calibration.__main__ import FIGURES, measure
 from cli.main import app
-from cli.preflight import bars
+from cli.sparkline import bars
 from service.jobs import store
 from vlm_dft.batches import Plan, Steps, open_corpus
 from vlm_dft.config import PreflightConfig, RunConfig, TrainConfig
@@ -260,7 +260,7 @@ def test_a_preflight_can_be_cancelled_and_refuses_what_a_job_refuses(api: Api) -
 
 
 def test_the_command_prints_the_verdict_before_the_evidence(capsys: pytest.CaptureFixture[str]) -> None:
-    from cli.preflight import print_report
+    from cli.preflight_report import print_report
 
     tally = Tally()
     tally.add_row([frozenset({"answer"})] * 2, [math.log(0.02), math.log(0.9)], [1.0, 0.1], [False, True])

@@ -135,6 +135,12 @@ class CreateComparison(RequestModel):
     def all_arms(self) -> list[ComparisonArm]:
         return [*self.arms, *(self.grid.arms() if self.grid else [])]
 
+    def names_of_arms(self) -> str:
+        """What a comparison without a name is called."""
+        names = [arm.name for arm in self.all_arms()]
+        more = [f"{len(names) - 4} more"] if len(names) > 4 else []
+        return " or ".join(names[:4] + more)
+
     def job_of(self, arm: ComparisonArm) -> CreateFineTuningJob:
         """The request that the arm's job would have been alone. Raises InvalidRequestError naming the arm."""
         body = self.job.model_dump(mode="json", exclude_unset=True)

@@ -58,7 +58,7 @@ def create_comparison(
         comparison = comparisons.create(
             s,
             project,
-            body.name or " or ".join([arm.name for arm in body.all_arms()][:4]),
+            body.name or body.names_of_arms(),
             body.model_dump(mode="json", exclude_unset=True),
             make_jobs,
             key=submission.key,
