@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 from api_server import Api
+from datasets_for_tests import picture_row
 from PIL import Image, ImageDraw
 from store_samples import new_job
 from test_api_evaluations import score
@@ -152,6 +153,8 @@ def comparison(api: Api, http: httpx.Client, file_id: str) -> dict[str, Any]:
         run = RunDir(claim.run_path)
         write_metrics(run, 60)
         write_histograms(run, 60)
+        rows = [picture_row(number, Path(claim.config["train"]["dataset"])) for number in range(2)]
+        write_samples(run, rows, {0: "A shape, a shape, a ...", 30: "I see a shape.", 60: "<answer>red</answer>"})
         verdicts = {"tuned": [n < right for n in range(12)], "base": [n % 3 == 0 for n in range(12)]}
         api.finish(claim, scores=write_items(run, verdicts))
     return made
