@@ -227,6 +227,15 @@ def test_no_tensor_of_rows_times_vocabulary_is_ever_made(name: str):
     assert largest.elements == 8 * vocabulary
 
 
+def test_rows_that_are_not_supervised_cost_no_logits():
+    hidden, weight = torch.randn(96, 4, requires_grad=True), torch.randn(2048, 4, requires_grad=True)
+    labels = torch.full((96,), -100)
+    labels[[3, 50, 51, 70, 95]] = 7
+    with LargestTensor() as largest:
+        objective_loss(hidden, weight, labels).loss_sum.backward()
+    assert largest.elements == 5 * 2048
+
+
 def test_the_default_chunk_is_far_smaller_than_rows_times_vocabulary():
     from vlm_dft.head import _default_chunk_rows
 

@@ -147,12 +147,17 @@ def test_only_the_pictures_of_planned_steps_are_computed(tiny_vlm: Path, shapes:
     assert {path.name for path in tmp_path.rglob("*") if len(path.name) == 64} == wanted
 
 
-def test_other_weights_are_other_features(tiny_vlm: Path, shapes: Path, tmp_path: Path):
+@pytest.mark.parametrize("change", ["weights", "processor"])
+def test_other_weights_and_other_processors_are_other_features(
+    change: str, tiny_vlm: Path, shapes: Path, tmp_path: Path
+):
     loaded, corpus, pictures = opened(tiny_vlm, shapes, tmp_path)
     pictures.prepare((corpus, Plan(corpus.kept, 4, seed=0)))
-    body = base_of(loaded.model).base_model
-    with torch.no_grad():
-        body.visual.merger.mlp[0].bias[0] += 1e-3
+    if change == "weights":
+        with torch.no_grad():
+            base_of(loaded.model).base_model.visual.merger.mlp[0].bias[0] += 1e-3
+    else:
+        loaded.processor.image_processor.image_mean = [0.5, 0.5, 0.5]
     config = config_of(tiny_vlm, shapes, "dft", freeze=FreezeConfig(), vision_cache=CacheConfig(directory=tmp_path))
     sample = corpus.encoder.encode_tokens(corpus.rows[0])
     with pytest.raises(ConfigError, match=r"row test.jsonl:1: the features of image .* have gone"):

@@ -292,7 +292,8 @@ def asft(statistics: TokenStatistics, *, kl_weight: Coefficient = 0.05) -> Tenso
 def iw_sft(statistics: TokenStatistics, *, temperature: Coefficient = 2.0, weight_cap: WeightCap = None) -> Tensor:
     """w = min(exp(temperature x mean over the sequence of log p / p_ref), weight_cap); the authors' cap is 16.
 
-    Importance-weighted SFT, arXiv 2507.12856; emmyqin/iw_sft, bounding_trainers.py, with sum_over_time.
+    Importance-weighted SFT, arXiv 2507.12856; emmyqin/iw_sft, bounding_trainers.py, with sum_over_time. The temperature
+    of its loss is 2 where none is given; its trainer gives 1.
     """
     ratio_N = (temperature * statistics.segment_mean(statistics.log_ratio_N())).exp()
     return ratio_N.clamp(max=16.0 if weight_cap is None else weight_cap)

@@ -133,6 +133,7 @@ def _tower(loaded: LoadedModel) -> nn.Module:
 
 
 def _settings(loaded: LoadedModel, config: TrainConfig) -> dict[str, Any]:
+    processor: Any = loaded.processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
     digest = hashlib.sha256()
     for name, weight in sorted(_tower(loaded).state_dict().items()):
         numbers = weight.detach().to(loaded.dtype).cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -142,6 +143,7 @@ def _settings(loaded: LoadedModel, config: TrainConfig) -> dict[str, Any]:
         "what": "vision features",
         "tower": base_of(loaded.model).config.vision_config.to_dict(),
         "weights": digest.hexdigest(),
+        "normalised": [processor.rescale_factor, list(processor.image_mean), list(processor.image_std)],
         "device": torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu",
         "backend": IMAGE_BACKEND,
         "versions": [version("torch"), version("transformers")],
