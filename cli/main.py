@@ -32,6 +32,7 @@ from cli import (
     preview,
     queue,
     report,
+    samples,
     serve,
     show,
     submit,
@@ -102,6 +103,7 @@ app.command()(queue.jobs)
 app.command()(queue.workers)
 app.command()(show.logs)
 app.command()(show.histograms)
+app.command()(samples.samples)
 app.command()(show.cancel)
 for command in (control.pause, control.resume, control.start, control.clone, control.priority):
     app.command()(command)
