@@ -155,6 +155,26 @@ def test_curves_are_read_with_the_arrow_keys(browser: Browser, api: Api, scene: 
         expect(readout).to_contain_text("Step 59: raw NLL")
 
 
+def test_samples_show_picture_reference_and_the_answers_at_the_step_that_is_chosen(
+    browser: Browser, api: Api, scene: dict[str, Any]
+) -> None:
+    with tab(browser, api.url) as opened:
+        page = opened.open(f"#/jobs/{scene['arm']}")
+        samples = page.get_by_role("region", name="Samples", exact=True)
+        row = samples.locator("li.item").nth(1)
+        expect(row).to_contain_text("Which colour is the shape?")
+        expect(row).to_contain_text("<answer>green</answer>")
+        expect(row.get_by_role("img", name="Picture 1 of test.jsonl:2")).to_have_js_property("naturalWidth", 56)
+        expect(row).to_contain_text(re.compile("Before the training cut after 7 tokens.*After step 60 2 tokens"))
+        expect(row.get_by_role("region", name="After step 60: answer")).to_have_text("<answer>red</answer>")
+        samples.get_by_label("Step 60 of 60").focus()
+        page.keyboard.press("ArrowLeft")
+        expect(row.get_by_role("region", name="After step 30: answer")).to_have_text("I see a shape.")
+        page.keyboard.press("Home")
+        expect(row.get_by_role("region", name="answer to")).to_have_text("A shape, a shape, a ...")
+        expect(samples.get_by_label("Step 0 of 60")).to_be_focused()
+
+
 def test_items_are_filtered_to_flips(browser: Browser, api: Api, scene: dict[str, Any]) -> None:
     """Of twelve, the model before had 0, 3, 6, 9 right, and DFT has the first nine: 9 is broken, six are fixed."""
     with tab(browser, api.url) as opened:
