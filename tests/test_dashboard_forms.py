@@ -10,7 +10,7 @@ import pytest
 from api_server import Api, serve
 from browser import chromium, chromium_binary, tab
 from databases import copied_sqlite
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 from webhook_receiver import receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -57,6 +57,25 @@ def test_an_objective_is_chosen_with_its_options_and_a_wrong_one_is_pointed_at(
         page.wait_for_url(re.compile("#/jobs/ftjob-"))
         job = http.get(f"/v1/fine_tuning/jobs/{page.url.rpartition('/')[2]}").json()
         assert job["method"]["supervised"]["threshold"] == {"kind": "bottom_logp", "probability": 0.25}
+
+
+def test_a_job_whose_answer_was_lost_is_queued_once(browser: Browser, api: Api, file_id: str) -> None:
+    def lose_the_answer(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    with api.http() as http, tab(browser, api.url) as opened:
+        page = opened.open(f"#/new?file={file_id}")
+        expect(page.locator("#verdict")).to_be_visible()
+        page.get_by_label("Suffix").fill("once")
+        page.route("**/v1/fine_tuning/jobs", lose_the_answer, times=1)
+        page.get_by_role("button", name="Submit the job").click()
+        expect(page.get_by_role("alert")).to_contain_text("It may have been queued or not")
+        page.get_by_role("button", name="Submit the job").click()
+        page.wait_for_url(re.compile("#/jobs/ftjob-"))
+        named = [job["id"] for job in http.get("/v1/fine_tuning/jobs").json()["data"] if job["suffix"] == "once"]
+        assert named == [page.url.rpartition("/")[2]]
+        opened.faults[:] = [fault for fault in opened.faults if "ERR_FAILED" not in fault]
 
 
 def test_arms_are_every_combination_with_the_options_of_their_objective(

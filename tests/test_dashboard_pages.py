@@ -213,8 +213,11 @@ def test_a_service_that_stops_answering_is_told_and_its_return_too(browser: Brow
         page.context.set_offline(True)
         expect(page.locator("#connection")).to_contain_text("does not answer", timeout=20_000)
         expect(page.get_by_role("heading", level=1)).to_have_text("Queue")
+        page.get_by_role("link", name="Models").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("This page could not be shown")
         page.context.set_offline(False)
         expect(page.locator("#connection")).to_be_empty(timeout=20_000)
+        expect(page.get_by_role("heading", level=1)).to_have_text("Models")
         opened.faults[:] = [fault for fault in opened.faults if "ERR_INTERNET_DISCONNECTED" not in fault]
 
 

@@ -68,13 +68,28 @@ export async function get(path, params, signal) {
   return (await send(url(path, params), { signal })).json();
 }
 
-export async function call(method, path, body) {
-  const options = { method };
-  if (body !== undefined) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json" } });
+export async function call(method, path, body, more) {
+  const options = { method, headers: more };
+  if (body !== undefined) Object.assign(options, { body: JSON.stringify(body), headers: { "content-type": "application/json", ...more } });
   return (await send(path, options)).json();
 }
 
 export const post = (path, body) => call("POST", path, body);
+
+/** A post of one form: where no answer came, the same again makes nothing twice. */
+export function submission() {
+  let [sent, token] = [];
+  return async (path, body) => {
+    const text = path + JSON.stringify(body);
+    if (text !== sent) [sent, token] = [text, crypto.getRandomValues(new Uint32Array(4)).join("-")];
+    try {
+      return await call("POST", path, body, { "idempotency-key": token });
+    } catch (error) {
+      if (error.status === 0) Object.assign(error, { title: "It may have been queued or not. ", hint: "Submit it again: however often, it is queued once." });
+      throw error;
+    }
+  };
+}
 
 /** get, or null where this service has no such thing (404): parts of a page may be missing, not the page. */
 export async function optional(path, params, signal) {

@@ -104,7 +104,7 @@ export function phase(name) {
 /** A message that something went wrong, with what the API said. */
 export function failure(error, { title = "This did not work. ", retry } = {}) {
   return h("div.notice.bad", { role: "alert" },
-    h("p", null, h("strong", null, title), error.message),
+    h("p", null, h("strong", null, error.title ?? title), error.message),
     error.hint && h("p", null, error.hint),
     error.requestId && h("p.small", null, `Request ${error.requestId}`),
     retry && h("button", { type: "button", onclick: retry }, "Try again"));

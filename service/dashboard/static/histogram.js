@@ -15,7 +15,7 @@ export function histogram(title) {
   const which = choice("histogram-which", []);
   const picture = svg("svg", { role: "img", viewBox: `0 0 ${WIDTH} ${HEIGHT}` });
   const readout = h("p.readout", { "aria-live": "polite" });
-  const legend = h("ul.legend", null, entry(block(), "at the step below"), entry(swatch("two"), "before the training"));
+  const legend = h("ul.legend", null, entry(block("one"), "at the step below"), entry(swatch("two"), "before the training"));
   const label = h("label", { for: "histogram-step" }, "Step");
   const element = h("figure.chart.histogram", null, h("figcaption.unseen", null, title),
     h("div.filter", null, h("label", { for: "histogram-which" }, "Tokens"), which), legend, picture, label, slider, readout);
@@ -58,8 +58,8 @@ export function armHistogram(title) {
     if (!drawn.length) return;
     const [before] = drawn[0].rows;
     const after = drawn.map(({ name, rows, ink }) => ({ name, ink, row: rows.at(-1) }));
-    drawBins(picture, before, after);
-    show(legend, entry(block(), "before the training"), ...after.map(({ name, ink }) => entry(swatch(ink), name)));
+    drawBins(picture, before, after, "before");
+    show(legend, entry(block("before"), "before the training"), ...after.map(({ name, ink }) => entry(swatch(ink), name)));
     const lines = [`Before: ${told(before)}`, ...after.map(({ name, row }) => `${name} at step ${number(row.step)}: ${told(row)}`)];
     picture.setAttribute("aria-label", `${title}. ${lines.join(" ")}`);
     show(readout, lines.map((text) => h("li", null, text)));
@@ -77,8 +77,8 @@ function entry(mark, text) {
   return h("li", null, mark, text);
 }
 
-function block() {
-  return svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, svg("rect.bar.one", { width: 24, height: 10 }));
+function block(ink) {
+  return svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, svg(`rect.bar.${ink}`, { width: 24, height: 10 }));
 }
 
 /** The rows of the chosen tokens, from the first step to the last. */
@@ -106,13 +106,13 @@ function told(row) {
 }
 
 /** Heights are logarithms of counts: most tokens lie at the two ends, and the middle is what differs. */
-function drawBins(picture, row, lines) {
+function drawBins(picture, row, lines, ink = "one") {
   const most = Math.max(10, ...row.counts, ...lines.flatMap((line) => line.row.counts));
   const up = HEIGHT - EDGE.top - EDGE.bottom;
   const across = WIDTH - EDGE.left - EDGE.right;
   const y = (count) => EDGE.top + up * (1 - Math.log10(1 + count) / Math.log10(1 + most));
   const x = (p) => EDGE.left + p * across;
-  const bars = row.counts.map((count, bin) => svg("rect.bar.one", {
+  const bars = row.counts.map((count, bin) => svg(`rect.bar.${ink}`, {
     x: x(row.bin_edges[bin]) + 1, width: x(row.bin_edges[bin + 1]) - x(row.bin_edges[bin]) - 2, y: y(count), height: HEIGHT - EDGE.bottom - y(count),
   }));
   const outline = ({ counts, bin_edges: edges }) => counts.map((count, bin) => `${bin ? "L" : "M"}${x(edges[bin])} ${y(count)}H${x(edges[bin + 1])}`).join("");

@@ -43,8 +43,8 @@ async function open() {
   const root = h("div.page");
   main.replaceChildren(root);
   root.append(h("p.loading", { role: "status" }, "Loading…"));
-  const page = new Page(root, leave.signal, new URLSearchParams(query));
-  await page.attempt(() => render(root, page, ...words));
+  const page = new Page(root, leave.signal, new URLSearchParams(query), () => render(root, page, ...words));
+  await page.attempt(page.render);
 }
 
 /** What stands in the address, decoded; null where that cannot be. */
@@ -62,8 +62,8 @@ function notFound(path) {
 
 /** What a page may ask of its surroundings: parameters, repetition, an end. */
 class Page {
-  constructor(root, signal, params) {
-    Object.assign(this, { root, signal, params });
+  constructor(root, signal, params, render) {
+    Object.assign(this, { root, signal, params, render });
   }
 
   /** The title tells the phase: where it changes, it is read out. */
@@ -92,6 +92,7 @@ class Page {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 401) this.root.replaceChildren(askForKey(error));
     else this.root.replaceChildren(h("h1", null, "This page could not be shown"), failure(error, { title: "", retry: open }), h("p", null, h("a", { href: "#/" }, "Go to the queue")));
+    if (error.status === 0) pause(3, this.signal).then(() => this.signal.aborted || this.attempt(this.render));
   }
 
   /** Do what somebody asked for; what the API says against it shows in place, and refused(error) may do more. */

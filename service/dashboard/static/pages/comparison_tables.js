@@ -27,7 +27,7 @@ export function termsOf({ terms, differences, status }) {
   const ended = TERMINAL.has(status);
   const text = broken ? `The arms do not have ${broken}: what they differ in is more than the objective.`
     : !open ? `On equal terms: ${those(true)}.`
-      : ended ? `Not every arm was trained to its end, so ${open} cannot be told. Else on equal terms: ${those(true)}.`
+      : ended ? `Not every arm was trained to its end, so ${open} cannot be told. Otherwise on equal terms: ${those(true)}.`
         : `So far on equal terms; ${open} is known once all have trained.`;
   return [
     h(`p.notice.${broken || (open && ended) ? "warn" : "good"}`, null, text),

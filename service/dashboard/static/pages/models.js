@@ -1,6 +1,6 @@
 // Models: what can be tuned and scored, and scoring one alone.
 
-import { call, get, post } from "../api.js";
+import { call, get, submission } from "../api.js";
 import { empty, failure, h, section, show, table } from "../dom.js";
 import { boxes, choice, field } from "../form.js";
 import { time } from "../format.js";
@@ -52,6 +52,7 @@ function baseTable(models) {
 function scoring(page, models, benchmarks) {
   if (!benchmarks.length) return section("Score a model", null, empty("No benchmark on this server", h("p", null, "vlm-dft benchmarks add puts one there.")));
   const model = choice("score-model", models.map((each) => [each.id, each.id]));
+  const post = submission();
   const limit = h("input", { id: "score-limit", type: "number", min: "1", placeholder: "all" });
   const scored = boxes("Benchmarks", "score", benchmarks.map((each) => each.id));
   const trouble = h("div");

@@ -1,6 +1,6 @@
 // A new job or a comparison of several, in four parts that open as the one before is done: data, settings, checks, submit.
 
-import { get, post } from "../api.js";
+import { get, submission } from "../api.js";
 import { h, show } from "../dom.js";
 import { ticked } from "../form.js";
 import { armsPart } from "./new_arms.js";
@@ -22,6 +22,7 @@ export async function render(root, page) {
   const kind = kindOf(page, one.element, arms.element);
   const settings = settingsPart(models.data, benchmarks.data, { model: page.params.get("model"), template }, kind.element);
   const chosen = { file: null };
+  const post = submission();
   const trouble = h("div");
   const note = h("p.help", { id: "submit-note" });
   const submit = h("button.primary", { type: "button", id: "submit", disabled: true, "aria-describedby": "submit-note" });
