@@ -1,16 +1,22 @@
-"""`vlm-dft report`: a job's report card in the terminal or as a page, and its gate as an exit code."""
+"""`vlm-dft report` and `bundle`: a job's report card, as a page too, its gate as an exit code; what reruns it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import openai
 import typer
 from rich.text import Text
 
 from cli.client import EXIT_FAILED, AsJson, connect, err, get, out, print_error, print_json, readable_errors
 from cli.comparison_table import pair_line
+
+_STREAMED = {"X-Stainless-Raw-Response": "stream"}
+"""How the client is asked for an answer that may not fit into memory."""
 
 
 def report(
@@ -32,13 +38,42 @@ def report(
         raise typer.Exit(EXIT_FAILED)
 
 
+def bundle(
+    job_id: Annotated[str, typer.Argument(help="ftjob-..., one that has succeeded.")],
+    to: Annotated[Path | None, typer.Option(help="File to write.  [default: JOB.tar.gz]")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="With the pictures that were trained on.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Save what it takes to train a job again, number by number: python -m vlm_dft.rerun FILE."""
+    path = to or Path(f"{job_id}.tar.gz")
+    options: Any = {"params": {"images": str(pictures).lower()}, "headers": _STREAMED}
+    with readable_errors():
+        url = f"/fine_tuning/jobs/{job_id}/bundle"
+        answer = connect().get(url, cast_to=httpx.Response, options=options)
+        half = path.with_name(f"{path.name}.part")
+        with closing(answer), _written(path), half.open("wb") as file:
+            for part in answer.iter_bytes():
+                file.write(part)
+            half.replace(path)
+    if as_json:
+        print_json({"path": str(path), "bytes": path.stat().st_size})
+    else:
+        out.print(f"written: {path}; again with: python -m vlm_dft.rerun {path}", highlight=False, markup=False)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, httpx.HTTPError) as error:
+        print_error(f"{path} cannot be written: {error}")
+        raise typer.Exit(EXIT_FAILED) from None
+
+
 def _write_page(client: openai.OpenAI, job_id: str, path: Path) -> None:
     page = client.get(f"/fine_tuning/jobs/{job_id}/report.html", cast_to=str)
-    try:
+    with _written(path):
         path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        print_error(f"{path} cannot be written: {error.strerror}")
-        raise typer.Exit(EXIT_FAILED) from None
     err.print(f"written: {path}", highlight=False, markup=False)
 
 

@@ -83,9 +83,10 @@ def test_parts_of_a_request_are_made_of_what_is_typed() -> None:
             {"benchmark": "mathvision", "min_value": 0.3, "min_gain": 0},
         ],
     }
-    for wrong in ({"limit": 5}, {"limit": None, "gate": ["a.min_value=1"]}):
-        with pytest.raises(typer.BadParameter, match="--benchmarks"):
-            evaluation_of(None, **wrong)
+    with pytest.raises(typer.BadParameter, match="--limit says something of --benchmarks"):
+        evaluation_of(None, 5)
+    with pytest.raises(typer.BadParameter, match="--gate says something of --benchmarks"):
+        evaluation_of(None, None, gate=["a.min_value=1"])
     with pytest.raises(typer.BadParameter, match=r"BENCHMARK\.RULE"):
         evaluation_of("a", None, gate=["min_value=1"])
 

@@ -14,7 +14,9 @@ from api_server import serve, text_row, write_dataset
 from databases import copied_sqlite
 from datasets_for_tests import sums_dataset
 from throwaway import run_python
+from typer.testing import CliRunner
 
+from cli.main import app
 from service.api.reports.bundle import _add_dataset, write_bundle
 from service.errors import InvalidStateError
 from service.jobs.tables import Attempt, Job
@@ -143,7 +145,9 @@ def test_bundle_holds_the_pictures_that_links_lead_to(tmp_path: Path) -> None:
         assert {member.uname for member in archive} == {""}
 
 
-def test_api_gives_the_bundle_of_a_job_that_has_succeeded(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_job_that_has_succeeded_has_a_bundle(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template = request.getfixturevalue("_sqlite_template")
     with serve(tmp_path, copied_sqlite(template, tmp_path / "vlm-dft.db")) as api, api.http() as http:
         file_id = api.ready_file(api.client())
@@ -161,3 +165,10 @@ def test_api_gives_the_bundle_of_a_job_that_has_succeeded(tmp_path: Path, reques
             assert json.load(archive.extractfile("config.json"))["run_id"] == job_id
         assert {"README.md", "environment.json", "metrics.jsonl", "data/train/rows.jsonl"} <= names
         assert list(api.settings.data.glob("tmp*")) == []
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{api.url}/v1")
+        saved = CliRunner().invoke(app, ["bundle", job_id, "--to", str(tmp_path / "b.tar.gz"), "--json"])
+        assert json.loads(saved.stdout)["bytes"] == (tmp_path / "b.tar.gz").stat().st_size
+        with tarfile.open(tmp_path / "b.tar.gz") as archive:
+            assert set(archive.getnames()) == names
+        refused = CliRunner().invoke(app, ["bundle", job_id, "--to", str(tmp_path / "none" / "b")])
+        assert (refused.exit_code, "cannot be written" in refused.stderr) == (1, True)

@@ -146,7 +146,8 @@ def _dataset(bundle: Path, name: str, image_roots: dict[str, Path]) -> Path:
         for part in row.images:
             if not dataset.image_path(part).is_file():
                 option = "--images" if name == "train" else "--validation-images"
-                raise DatasetError(f"{dataset.image_path(part)} is missing: give {option} DIRECTORY")
+                remedy = f"give {option} DIRECTORY, or take the bundle with its pictures (?images=true)"
+                raise DatasetError(f"{dataset.image_path(part)} is missing: {remedy}")
     return directory
 
 

@@ -49,7 +49,7 @@ def write_bundle(file: IO[bytes], job: Job, attempts: Sequence[Attempt], *, imag
     environment = run.environment_path.read_bytes()
     packages = json.loads(environment)["packages"]
     pins = "".join(f"{name}=={version}\n" for name, version in packages.items() if name != "vlm-dft")
-    hint = "" if images else " --images DIR"
+    hint = "" if images else f" --images DIR{' --validation-images DIR' if train['validation_dataset'] else ''}"
     with tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as archive:
         _add(archive, "README.md", README.format(name=job.fine_tuned_model or job.id, images=hint))
         _add(archive, "request.json", job.request)
