@@ -80,17 +80,17 @@ def gradient_of(config: TrainConfig, *, ranks: Ranks | None = None) -> dict[str,
 
 
 def definition_of(
-    config: TrainConfig, loaded: LoadedModel | None = None, base: LoadedModel | None = None
+    config: TrainConfig, loaded: LoadedModel | None = None, base: LoadedModel | None = None, step: int = 0
 ) -> dict[str, Tensor]:
     """The same by full logits of the stock model, one sample at a time, divided by the step's supervised tokens.
 
-    base: the reference model, for objectives that compare with one.
+    base: the reference model, for objectives that compare with one. step: which, counted from 0.
     """
     loaded = loaded or loaded_for(config)
     model = loaded.model.train()
     model.zero_grad(set_to_none=True)
     corpus = open_corpus(config.dataset, Encoder(loaded.processor, config.pixels), config, Path(config.model))
-    samples = [corpus.sample(index) for index in Plan(corpus.kept, config.batch_size, seed=config.seed).batch(0)]
+    samples = [corpus.sample(index) for index in Plan(corpus.kept, config.batch_size, seed=config.seed).batch(step)]
     total = sum(sample.supervised_tokens for sample in samples)
     objective = objectives.from_config(config.objective)
     for sample in samples:

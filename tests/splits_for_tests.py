@@ -11,6 +11,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vlm_dft import objectives
@@ -19,7 +20,7 @@ from vlm_dft.config import ObjectiveConfig, TrainConfig
 from vlm_dft.data.encoding import Encoder
 from vlm_dft.model import LoadedModel, base_of, load
 from vlm_dft.optimization import Optimization
-from vlm_dft.ranks import Ranks
+from vlm_dft.ranks import LONGEST_WAIT, Ranks
 from vlm_dft.reference import Reference
 
 ROWS = 7
@@ -160,6 +161,8 @@ def save_numbers_of_two_ranks(out: str, *problems: str) -> None:
     """What each of two processes runs: every objective, every second one in packs."""
     ranks = Ranks()
     assert ranks.count == 2
+    assert dist.group.WORLD is not None
+    assert dist.group.WORLD._get_backend(ranks.device).options._timeout == LONGEST_WAIT
     found = {}
     for model, dataset in zip(problems[::2], problems[1::2], strict=True):
         problem = problem_of(Path(model), Path(dataset))

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from datasets_for_tests import shapes_dataset
+from datasets_for_tests import shapes_dataset, sums_dataset
 from gradients_for_tests import config_of, loaded_for, micro_batches_of, relative
 from safetensors.torch import load_file
 
@@ -112,6 +112,30 @@ def test_a_rate_for_a_part_that_is_not_trained_is_refused(tiny_vlm: Path, tiny_q
     text = config_of(tiny_qwen2, shapes, "nll", merger_learning_rate=1e-5)
     with pytest.raises(ConfigError, match="no parameter of the merger is trained"):
         Optimization(loaded_for(text), text, Ranks(), 1)
+
+
+def test_dropout_is_drawn_anew_at_each_step_and_rank_the_same_in_every_attempt(tiny_qwen2: Path, tmp_path: Path):
+    config = config_of(tiny_qwen2, sums_dataset(tmp_path / "sums", 2), "nll", adapter=LoraConfig(dropout=0.5))
+    loaded = loaded_for(config)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.fill_(0.1)
+    ranks = Ranks()
+    optimization = Optimization(loaded, config, ranks, 10)  # the first step of ten has a learning rate of 0
+    micro_batches = micro_batches_of(config, loaded)
+    held_out = optimization.counts(optimization.measure(micro_batches)).nll
+
+    def nll_of(step: int, rank: int) -> float:
+        ranks.rank = rank
+        optimization.load_state_dict(fresh)
+        return optimization.step(step, micro_batches).counts.nll
+
+    fresh = optimization.state_dict()
+    found = [nll_of(step, rank) for step, rank in ((3, 0), (3, 1), (4, 0), (3, 0))]
+    assert len({held_out, *found}) == 4
+    assert found[0] == found[3]
+    assert optimization.counts(optimization.measure(micro_batches)).nll == held_out
 
 
 on_a_gpu = pytest.param(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
-import torch.nn.attention.varlen
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -84,6 +83,19 @@ def test_planning_opens_no_picture(tiny_vlm: Path, tmp_path: Path):
     assert [len(indices) for indices in steps.layout([0, 1, 2, 3])] == [2, 2]
     sizes = [corpus.sizes[index] for index in (0, 3)]
     assert (sizes[0].visual_tokens, sizes[1].visual_tokens) == (4, 0)
+
+
+def test_no_samples_last_token_predicts_the_next_samples_first(tiny_qwen2: Path, tmp_path: Path):
+    config = config_of(tiny_qwen2, sums_dataset(tmp_path / "dataset", 3), "dft", packing=True)
+    loaded = load(tiny_qwen2, device="cpu")
+    corpus = open_corpus(config.dataset, Encoder(loaded.processor, config.pixels), config, tiny_qwen2)
+    steps = Steps(corpus, Plan(corpus.kept, 3, seed=None), micro_batch_size=1, pad_token_id=0, pack_length=4096)
+    samples = [corpus.sample(index) for index in range(3)]
+    # No chat template supervises a first token; nothing here relies on that.
+    steps._cache = {n: dataclasses.replace(s, labels_T=s.input_ids_T) for n, s in enumerate(samples)}
+    (pack_of_three,) = next(steps.read())
+    expected = [torch.cat([sample.input_ids_T[1:], torch.tensor([-100])]) for sample in samples]
+    assert torch.equal(pack_of_three.labels_BT[0], torch.cat(expected))
 
 
 def samples_of(loaded: LoadedModel) -> list[Sample]:
@@ -272,8 +284,8 @@ def test_flash_attention_is_given_the_heads_of_every_bf16_pack(
         calls.append(query.shape)
         return varlen_attn(query, *arguments, **keywords)
 
-    counted.__signature__ = inspect.signature(varlen_attn)
-    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", counted)
+    monkeypatch.setattr(attention, "varlen_attn", counted)
+    monkeypatch.setattr(attention, "_GROUPED", attention._grouped(varlen_attn))
     monkeypatch.setattr(attention, "_flash_serves", lambda query_BHTD: query_BHTD.dtype in attention.HALF)
     loaded = loaded_for(config, load(tiny_vlm, precision="bf16", device="cpu", master_weights=master_weights))
     optimization = Optimization(loaded, config, Ranks(), 1)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
 from datasets_for_tests import shapes_dataset, sums_dataset
+from gradients_for_tests import definition_of, loaded_for, relative
 
 import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
+from safetensors.torch import load_file
 
 from vlm_dft import optimization, trainer
 from vlm_dft.batches import Plan, Steps, open_corpus
@@ -145,6 +148,33 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tiny_qwen2: Path, s
     assert rates[:3] == pytest.approx([0.0, 5e-4, 1e-3])
     assert rates[6] == pytest.approx(5e-4)
     assert rates[9] == pytest.approx(1e-3 * 0.0380602, rel=1e-5)
+
+
+def test_a_training_takes_the_steps_of_its_definition(tiny_qwen2: Path, tmp_path: Path):
+    # Three steps an epoch, the last of each smaller; clipped, with decay for matrices alone, along warm-up and cosine.
+    dataset = sums_dataset(tmp_path / "dataset", 5, masked=[2])
+    settings = {"batch_size": 2, "n_epochs": 2, "max_grad_norm": 0.5, "weight_decay": 0.5, "warmup_ratio": 0.2}
+    config, run = run_for(tmp_path / "run", tiny_qwen2, dataset, **settings)
+    trainer.train(config, run)
+    loaded = loaded_for(config)
+    start = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    parameters = dict(loaded.model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": 0.5},
+            {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    )
+    for step, rate in enumerate([0.0, 0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * n / 4)) for n in (1, 2, 3))]):
+        for name, gradient in definition_of(config, loaded, step=step).items():
+            parameters[name].grad = gradient
+        assert torch.nn.utils.clip_grad_norm_(parameters.values(), 0.5) > 0.5
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate
+        optimizer.step()
+    found = load_file(run.export_path / "model.safetensors")
+    moved = {name: weight - start[name] for name, weight in found.items()}
+    assert relative(moved, {name: loaded.model.state_dict()[name] - start[name] for name in found}) < 1e-3
 
 
 def test_gradients_over_the_limit_are_scaled_down_to_it(tiny_qwen2: Path, sums: Path, tmp_path: Path, monkeypatch):

@@ -11,6 +11,7 @@ Shapes: B rows, H heads, K key-value heads, T tokens, D head size, S samples of 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Final
 
 import vlm_dft.torchvision_shim  # noqa: F401
@@ -18,6 +19,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 # isort: split
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -31,6 +33,14 @@ PACKED_VISION_ATTENTION: Final = "vlm_dft_flash_packed"
 
 HALF: Final = (torch.float16, torch.bfloat16)
 """What FlashAttention computes in."""
+
+
+def _grouped(attention: Callable[..., Any]) -> dict[str, Any]:
+    """How to ask for fewer key-value heads than queries; torch 2.11 takes them without being asked."""
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(attention).parameters else {}
+
+
+_GROUPED: Final = _grouped(varlen_attn)
 
 
 def pack_arguments(segment_lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
@@ -102,12 +112,7 @@ def _flash_serves(query_BHTD: Tensor) -> bool:
 
 
 def _flash(heads: tuple[Tensor, ...], ends_S1: Tensor, longest: int, *, scaling: float, causal: bool) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     query_THD, key_TKD, value_TKD = (tensor.squeeze(0).transpose(0, 1) for tensor in heads)
-    grouped: dict[str, Any] = {}
-    if query_THD.shape[1] != key_TKD.shape[1] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        grouped["enable_gqa"] = True  # torch 2.11 takes fewer key-value heads without being told
     mixed_THD = varlen_attn(
         query_THD,
         key_TKD,
@@ -118,7 +123,7 @@ def _flash(heads: tuple[Tensor, ...], ends_S1: Tensor, longest: int, *, scaling:
         longest,
         scale=scaling,
         window_size=(-1, 0) if causal else (-1, -1),
-        **grouped,
+        **_GROUPED,
     )
     assert isinstance(mixed_THD, Tensor), "no log-sum-exp was asked for"
     return mixed_THD.unsqueeze(0)

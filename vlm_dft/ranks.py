@@ -8,12 +8,17 @@ hang). Knows nothing about losses.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+
+LONGEST_WAIT: Final = timedelta(hours=4)
+"""For another rank: the others wait while the first one writes a checkpoint, or an export and proves it. NCCL's own ten
+minutes would end them. A rank that dies is noticed by torchrun, long before."""
 
 _BUCKET_BYTES = 2**28
 
@@ -22,7 +27,7 @@ class Ranks:
     """One process without torchrun; under torchrun joins the group, gloo on CPUs and NCCL on GPUs."""
 
     def __init__(self) -> None:
-        self._state = PartialState(cpu=not torch.cuda.is_available())
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
         assert self._state.device is not None, "PartialState chooses one"
         self.device = torch.device(self._state.device)
         self.rank = self._state.process_index
