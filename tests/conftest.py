@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,21 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 _VLMEVAL_NAMES = ("VLM_DFT_VLMEVAL_PYTHON", "VLM_DFT_VLMEVAL_ROOT")
 # Taken out of the environment: where a developer has VLMEvalKit, only the tests that ask for it use it.
 _VLMEVAL = {name: value for name in _VLMEVAL_NAMES if (value := os.environ.pop(name, None))}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import everything without the garbage collector, and never let it look through that again.
+
+    torch and transformers are a million objects: looking through them was a quarter of the unit tests' time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def skip(reason: str) -> None:
