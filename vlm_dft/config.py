@@ -75,12 +75,15 @@ class Hyperparameters(Frozen):
     merger_learning_rate: float | None = Field(default=None, gt=0.0, le=1.0)
     """The same for the merger; None: learning_rate. Refused where the merger is frozen."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: down to zero as a cosine, or constant."""
     warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
+    """AdamW's, of matrices; vectors (biases, norms) have none."""
     max_grad_norm: float = Field(default=1.0, gt=0.0, le=1000.0)
     """Gradients with a larger norm are scaled down to it."""
     n_epochs: int = Field(default=1, ge=1, le=1000)
+    """How often each row is trained on."""
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
     """Stop after this many optimizer steps; n_epochs otherwise decides."""
     batch_size: int = Field(default=16, ge=1, le=65536)
@@ -106,9 +109,11 @@ class Hyperparameters(Frozen):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on a GPU that has it, fp32 elsewhere."""
     checkpoint_every_steps: int = Field(default=100, ge=1)
+    """What a crash costs at most; the last step has one in any case."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """Only the newest ones are kept."""
     log_every_steps: int = Field(default=1, ge=1)
+    """A line of metrics after every so many steps."""
     probe_rows: int = Field(default=16, ge=0, le=10_000)
     """Training rows, and held-out ones, whose targets' probabilities are counted at the start and the end; 0: none."""
     probe_every_steps: int | None = Field(default=None, ge=1)
@@ -171,12 +176,15 @@ class GenerationSettings(Frozen):
     system_prompt: str | None = None
     """None: the chat template's own."""
     max_new_tokens: int = Field(default=2048, ge=1, le=65536)
+    """Where an answer is cut."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     """0: greedy."""
     samples_per_item: int = Field(default=1, ge=1, le=256)
     """k: each item is answered k times, each time from a seed of its own, and the score is average@k."""
     batch_size: int = Field(default=8, ge=1, le=1024)
+    """Answers generated at once: changes speed and memory."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
+    """Of sampled answers, where temperature is above 0."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:

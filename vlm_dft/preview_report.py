@@ -21,9 +21,11 @@ class PreviewSettings(Frozen):
     """Which rows, and under which limits; apart so that the API offers the same settings with the same limits."""
 
     num_rows: int = Field(default=3, ge=1, le=MAX_ROWS)
+    """Rows to show."""
     first_row: int = Field(default=1, ge=1, le=1_000_000_000)
     """1: the dataset's first row."""
     max_length_tokens: int = Field(default=4096, ge=8, le=1_000_000)
+    """Longer rows are shown whole, and marked as what does not fit."""
     pixels: PixelConfig = PixelConfig()
 
 

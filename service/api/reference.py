@@ -5,14 +5,24 @@ A test compares the file with what this prints. Knows no resource.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from service.api.app import create_app
 from service.settings import Settings
+
+_BOUNDS: Final = (
+    ({"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}, ""),
+    ({"minItems": "at least", "maxItems": "at most"}, " of them"),
+    ({"maxLength": "at most"}, " characters"),
+)
+"""JSON Schema's names of bounds in words, and what they count."""
+_NO_BOUND: Final = 2**53
+"""The largest whole number that JSON carries: no bound that anybody meets."""
 
 PATH = Path(__file__).parent.parent.parent / "docs" / "api.md"
 _HEAD = """# API reference
@@ -23,7 +33,7 @@ the two alike. What OpenAI's client calls has OpenAI's names; everything else is
 
 Every request but those for health needs `Authorization: Bearer <key>`, unless the service runs on loopback without
 keys. Every answer has an `x-request-id`; an error is `{"error": {"message", "type", "param", "code"}}` and says in
-`x-should-retry` whether to repeat the request.
+`x-should-retry` whether to repeat the request. A form's fields mean what they mean in CreateUpload.
 """
 
 
@@ -52,7 +62,10 @@ def _routes(document: dict[str, Any]) -> Iterator[str]:
 
 def _body_of(operation: dict[str, Any]) -> str:
     content = operation.get("requestBody", {}).get("content", {})
-    name = _name_of(next(iter(content.values()), {}).get("schema", {}))
+    schema = next(iter(content.values()), {}).get("schema", {})
+    if "properties" in schema:
+        return "form: " + ", ".join(f"`{name}`" for name in schema["properties"])
+    name = _name_of(schema)
     return f"[{name}](#{name.lower()})" if name else ""
 
 
@@ -75,9 +88,36 @@ def _bodies(document: dict[str, Any]) -> Iterator[str]:
         )
         for field, part in schema["properties"].items():
             mark = " (required)" if field in required else ""
-            default = f" Default: `{part['default']}`." if part.get("default") not in (None, [], {}) else ""
-            yield f"| `{field}`{mark} | {_type_of(part)} | {_one_line(part.get('description', ''))}{default} |"
+            told = " ".join(filter(None, [described(part), _limits(part), _default(part)]))
+            yield f"| `{field}`{mark} | {_type_of(part)} | {told} |"
         yield ""
+
+
+def described(part: dict[str, Any]) -> str:
+    """The field's documentation: its own, or that of its type."""
+    texts = [each.get("description", "") for each in (part, *part.get("anyOf", []))]
+    return _one_line(next(filter(None, texts), ""))
+
+
+def _default(part: dict[str, Any]) -> str:
+    """Of an object the defaults stand with its type."""
+    value = part.get("default")
+    return "" if value is None or isinstance(value, list | dict) else f"Default: `{json.dumps(value)}`."
+
+
+def _limits(part: dict[str, Any]) -> str:
+    """Bounds of the value, its length, or how many it may be; of the first branch that has any."""
+    for words, unit in _BOUNDS:
+        for each in (part, *part.get("anyOf", []), part.get("items", {})):
+            known = {name: word for name, word in words.items() if abs(each.get(name, _NO_BOUND)) < _NO_BOUND}
+            if known:
+                bounds = [f"{word} {_number(each[name])}" for name, word in known.items()]
+                return f"{' and '.join(bounds).capitalize()}{unit}."
+    return ""
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _sent(document: dict[str, Any], schemas: dict[str, Any]) -> set[str]:

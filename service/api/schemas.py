@@ -22,7 +22,10 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_no_nul)]
 MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_no_nul)]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue],
+    Field(max_length=16, description="Up to 16 texts of up to 512 characters, by keys of up to 64."),
+]
 
 
 class RequestModel(Frozen):

@@ -34,6 +34,7 @@ class EvaluationSettings(RequestModel, GenerationSettings):
     limit: int | None = Field(default=None, ge=1, le=10_000_000)
     """Only the first items of every benchmark that has no limit of its own."""
     system_prompt: Text | None = None
+    """Before each item; not given: the chat template's own."""
     pixels: PixelConfig | None = None
     """Not given: the pixel limits that the model was trained with."""
     judge: bool = False
@@ -55,12 +56,16 @@ class ProbePlan(RequestModel):
     benchmark: Name
     """As GET /v1/benchmarks lists it."""
     limit: int = Field(default=64, ge=1, le=100_000)
+    """The first items."""
     every_steps: int = Field(default=100, ge=1)
+    """Steps between two measurements, beside before the first step and after the last one."""
     patience: int | None = Field(default=None, ge=1)
     """End the training when that many measurements in a row bring no new best accuracy, and make the model of the best
     measurement's weights; not given: measure only, and the last weights are the model."""
     prompt: Literal["direct", "cot"] = "direct"
+    """Which of the benchmark's published prompts is used."""
     max_new_tokens: int = Field(default=512, ge=1, le=65536)
+    """Where an answer is cut."""
 
 
 class GateRule(RequestModel):

@@ -19,7 +19,9 @@ class ExpiresAfter(RequestModel):
     """When the file goes by itself."""
 
     anchor: Literal["created_at"]
+    """From when it is counted."""
     seconds: int = Field(ge=3600, le=2_592_000)
+    """From then on."""
 
 
 class ValidationOptions(RequestModel, PixelConfig):
@@ -43,7 +45,9 @@ class FileFields(ValidationOptions):
     """The text fields of POST /v1/files."""
 
     purpose: Purpose
+    """fine-tune is validated row by row; the others are kept as they are."""
     expires_after: ExpiresAfter | None = None
+    """Not given: when it is deleted."""
 
 
 class RegisterDirectory(ValidationOptions):
@@ -54,6 +58,7 @@ class RegisterDirectory(ValidationOptions):
     filename: Name | None = None
     """How the file is called in lists; not given: the directory's name."""
     purpose: Literal["fine-tune"] = "fine-tune"
+    """There is no other use for a directory."""
 
 
 class ValidationState(ResponseModel):

@@ -175,6 +175,7 @@ class CreateFineTuningJob(RequestModel):
     suffix: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Becomes part of the fine-tuned model's name."""
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """Order of the samples, dropout and adapter initialisation; not given: 42."""
     metadata: Metadata | None = None
     integrations: list[Any] | None = None
     """Must be empty: no integration is available on this server."""
@@ -185,6 +186,7 @@ class CreateFineTuningJob(RequestModel):
     evaluation: EvaluationPlan | None = None
     """Benchmarks to score after the training."""
     priority: Priority = "normal"
+    """Higher goes first: low is -10, normal 0, high 10."""
     auto_start: bool = True
     """False: the job waits for POST .../start."""
     deadline_seconds: float | None = Field(default=None, gt=0, le=366 * 86400)
@@ -209,6 +211,7 @@ class UpdateFineTuningJob(RequestModel):
     """Body of PATCH /v1/fine_tuning/jobs/{id}."""
 
     priority: Priority
+    """As in CreateFineTuningJob."""
 
 
 def ranked(priority: Priority) -> int:

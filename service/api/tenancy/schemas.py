@@ -31,6 +31,7 @@ class ProjectLimits(_Strict):
     """
 
     max_files: Count | None = None
+    """Files that are there."""
     max_bytes: Count | None = None
     """Of its files, and of its uploads in progress."""
     max_unfinished_jobs: Count | None = None
@@ -57,6 +58,7 @@ class ChangeProject(ProjectLimits):
     """Body of POST /v1/projects/{project_id}."""
 
     name: Name | None = None
+    """For people."""
     unlimited: Annotated[list[LimitName], Field(max_length=5)] | None = None
     """Limits to lift."""
 

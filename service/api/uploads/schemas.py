@@ -16,7 +16,9 @@ class CreateUpload(FileFields):
     bytes: int = Field(ge=1, le=2**53)
     """Exact size of the whole file."""
     filename: Name
+    """How the file is called in lists."""
     mime_type: Name
+    """As OpenAI's client sends it; what the file is shows when it is read."""
 
 
 class CompleteUpload(RequestModel):

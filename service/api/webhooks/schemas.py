@@ -18,16 +18,20 @@ class CreateWebhookEndpoint(RequestModel):
     """Who is to be told of what."""
 
     name: Name
+    """For people."""
     url: Url
     """https, on a public address."""
     event_types: EventTypes
+    """As GET /v1/webhook_event_types lists them."""
 
 
 class UpdateWebhookEndpoint(RequestModel):
     """What is to change."""
 
     name: Name | None = None
+    """For people."""
     url: Url | None = None
+    """As in CreateWebhookEndpoint."""
     event_types: EventTypes | None = None
     """The whole new list."""
 
@@ -36,6 +40,7 @@ class RotateSecret(RequestModel):
     """How the old secret ends."""
 
     keep_old_secret_active_for_24_hours: bool = False
+    """Sign with both meanwhile; false: the old one ends now."""
 
 
 class TestWebhookEndpoint(RequestModel):
@@ -44,6 +49,7 @@ class TestWebhookEndpoint(RequestModel):
     __test__ = False  # pytest collects by name
 
     event_type: Name
+    """One that GET /v1/webhook_event_types lists."""
 
 
 class WebhookEndpointObject(ResponseModel):
