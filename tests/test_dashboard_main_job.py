@@ -106,7 +106,10 @@ def look_before_training(page: Page) -> None:
     page.get_by_role("button", name="Estimate time and memory").click()
     expect(page.get_by_text("All 12 rows fit into")).to_be_visible()
     page.get_by_role("button", name="SFT or DFT? Ask the model").click()
-    expect(page.get_by_text("Suits this model and data:")).to_be_visible(timeout=PATIENCE)
+    verdict = page.get_by_role("status").filter(has_text="Suits this model and data:")
+    expect(verdict).to_contain_text("SFT", timeout=PATIENCE)
+    verdict.get_by_role("button", name="Train with it").click()
+    expect(page.get_by_label("Objective", exact=True)).to_have_value("nll")
 
 
 def submit(page: Page) -> None:

@@ -153,6 +153,10 @@ def test_curves_are_read_with_the_arrow_keys(browser: Browser, api: Api, scene: 
         expect(readout).to_contain_text("Step 60: raw NLL")
         page.keyboard.press("ArrowLeft")
         expect(readout).to_contain_text("Step 59: raw NLL")
+        close = (
+            "import('/dashboard/format.js').then(({ numberTick }) => [6.11, 6.1125].map((y) => numberTick(y, 0.0025)))"
+        )
+        assert page.evaluate(close) == ["6.11", "6.1125"], "neighbours on an axis are told apart"
 
 
 def test_samples_show_picture_reference_and_the_answers_at_the_step_that_is_chosen(

@@ -1,7 +1,7 @@
 // Curves over steps. SVG, drawn for the width that there is; the arrow keys move the cursor, and its numbers are read out.
 
 import { h, show, svg } from "./dom.js";
-import { number } from "./format.js";
+import { number, numberTick } from "./format.js";
 
 const HEIGHT = 190;
 const EDGE = { left: 52, right: 10, top: 8, bottom: 24 };
@@ -12,7 +12,7 @@ export const INKS = ["one", "two", "three", "four", "five", "six", "seven", "eig
  * A chart of several curves. series: [{ name, key, points? }]; update(points) draws; a point has step, each key, and
  * where it stands for many steps also min and max. Series with points of their own keep them.
  */
-export function curves(title, series, { format = number, axis = format } = {}) {
+export function curves(title, series, { format = number, axis = numberTick } = {}) {
   const legend = h("ul.legend");
   const readout = h("p.readout", { "aria-live": "polite" });
   const picture = svg("svg", { role: "img", tabindex: "0", focusable: "true" });
@@ -108,9 +108,10 @@ export function ticksOf(low, high) {
 }
 
 function axes({ scale, axis }) {
+  const apart = scale.ticks[1] - scale.ticks[0];
   const across = scale.ticks.flatMap((value) => [
     svg("line.grid", { x1: EDGE.left, x2: scale.width - EDGE.right, y1: scale.y(value), y2: scale.y(value) }),
-    svg("text", { x: EDGE.left - 6, y: scale.y(value) + 4, "text-anchor": "end" }, axis(value)),
+    svg("text", { x: EDGE.left - 6, y: scale.y(value) + 4, "text-anchor": "end" }, axis(value, apart)),
   ]);
   const steps = [...new Set([scale.left, Math.round((scale.left + scale.right) / 2), scale.right])];
   const below = steps.map((step, index) =>

@@ -14,6 +14,17 @@ export function percent(value, digits = 1) {
   return value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`;
 }
 
+/** A number beside an axis, as exactly as neighbours that are a step apart need to differ. */
+export function numberTick(value, step) {
+  return number(value, Math.max(3, 2 + Math.ceil(Math.log10(1 + Math.abs(value) / step))));
+}
+
+/** The same for shares: with as few decimals as the step itself needs. */
+export function percentTick(value, step) {
+  const decimals = [0, 1, 2, 3, 4].find((count) => Math.abs(Number((100 * step).toFixed(count)) - 100 * step) < 1e-9);
+  return percent(value, decimals ?? 5);
+}
+
 /** 94 as 1 min 34 s. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";

@@ -3,11 +3,11 @@
 import { get, optional } from "../api.js";
 import { curves } from "../chart.js";
 import { h, section } from "../dom.js";
-import { percent } from "../format.js";
+import { percent, percentTick } from "../format.js";
 import { histogram } from "../histogram.js";
 
 const RESOLUTION = 300;
-const PERCENT = { format: percent, axis: (value) => percent(value, 0) };
+const PERCENT = { format: percent, axis: percentTick };
 const CHARTS = [
   ["Raw NLL and the objective's own loss", [["raw NLL", "nll"], ["objective loss", "objective_loss"], ["held-out NLL", "valid_nll"]]],
   ["Mean weight of a token", [["mean weight", "mean_weight"], ["effective sample size", "effective_sample_size"], ["share below 0.1", "share_p_below_01"]]],

@@ -7,8 +7,8 @@ import { estimate } from "./estimate.js";
 import { preflightReport } from "./preflight.js";
 import { previewRows } from "./preview.js";
 
-/** body(): the job as it would be submitted. */
-export function jobChecks(page, body) {
+/** body(): the job as it would be submitted; take(objective): puts a verdict into the form. */
+export function jobChecks(page, body, take) {
   const out = { estimate: h("div"), preflight: h("div"), preview: h("div") };
   const buttons = {
     estimate: h("button", { type: "button", id: "do-estimate" }, "Estimate time and memory"),
@@ -43,7 +43,7 @@ export function jobChecks(page, body) {
     await page.every(1, async () => {
       const flight = await get(`/v1/fine_tuning/preflights/${made.id}`, {}, page.signal);
       if (!TERMINAL.has(flight.phase)) return show(place, waiting(flight));
-      place.replaceChildren(flight.report ? preflightReport(flight.report) : failure(flight.error ?? { message: "The preflight was cancelled." }));
+      place.replaceChildren(flight.report ? preflightReport(flight.report, take) : failure(flight.error ?? { message: "The preflight was cancelled." }));
       return false;
     });
   }));

@@ -29,7 +29,7 @@ export async function render(root, page) {
   const heading = h("h1");
 
   const body = (objective) => ({ ...settings.body(objective), training_file: chosen.file?.id, ...(data.heldOut() && { validation_file: data.heldOut() }) });
-  const checks = jobChecks(page, () => body(kind.compares() ? arms.first() : one.chosen()));
+  const checks = jobChecks(page, () => body(kind.compares() ? arms.first() : one.chosen()), (objective) => { kind.one(); one.choose(objective); });
   const changed = () => {
     const ready = chosen.file?.status === "processed" && models.data.length > 0;
     submit.disabled = !ready;
@@ -82,7 +82,7 @@ function kindOf(page, ofJob, ofComparison) {
   const choice = h("fieldset", { onchange: draw }, h("legend", null, "What to train"),
     h("div.choice", null, ticked(job, "one job"), ticked(compare, "a comparison: several objectives on equal terms")));
   draw();
-  return { element: h("div.page", null, choice, ofJob, ofComparison), compares: () => compare.checked };
+  return { element: h("div.page", null, choice, ofJob, ofComparison), compares: () => compare.checked, one: () => job.click() };
 }
 
 function part(count, title, ...children) {

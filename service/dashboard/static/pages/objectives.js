@@ -19,7 +19,12 @@ export function oneObjective(objectives, given = {}) {
   };
   select.addEventListener("change", draw);
   draw();
-  return { element: h("div.page", null, field("Objective", select), place), chosen: () => part(select.value, options) };
+  const choose = ({ name, ...values }) => {
+    given = { ...given, [name]: values };
+    select.value = name;
+    draw();
+  };
+  return { element: h("div.page", null, field("Objective", select), place), chosen: () => part(select.value, options), choose };
 }
 
 /** Several objectives that compete: chosen() gives such parts in the order of the list. */

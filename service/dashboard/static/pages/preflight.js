@@ -4,10 +4,12 @@ import { h, table } from "../dom.js";
 import { number, percent } from "../format.js";
 import { drawParts } from "../histogram.js";
 
-export function preflightReport(report) {
+/** take(objective): puts the verdict into the form. */
+export function preflightReport(report, take) {
   const { verdict } = report;
   return h("div.page", null,
-    h("div.notice.good", { role: "status" }, h("p", null, "Suits this model and data: ", h("strong", null, verdict.label)), h("ul", null, verdict.reasons.map((reason) => h("li", null, reason)))),
+    h("div.notice.good", { role: "status" }, h("p", null, "Suits this model and data: ", h("strong", null, verdict.label)), h("ul", null, verdict.reasons.map((reason) => h("li", null, reason))),
+      h("button", { type: "button", onclick: () => take(verdict.objective) }, "Train with it")),
     h("p.small", null, `${number(report.num_rows)} of ${number(report.num_rows_total)} rows, ${verdict.rule}, on ${report.device}.`),
     table("What the model makes of the targets", [
       ["Part", (part) => part.part.replaceAll("_", " ")],
