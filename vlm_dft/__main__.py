@@ -18,6 +18,8 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vlm_dft import logs
@@ -85,22 +87,32 @@ def _execute(config: RunConfig, run: RunDir, stop: StopRequest) -> RunResult:
     if config.validation is not None:
         return _validate(config.validation, run)
     if config.preflight is not None:
-        from vlm_dft.preflight import preflight
-
+        with _uncollected():
+            from vlm_dft.preflight import preflight
         return RunResult(status="succeeded", preflight=preflight(config.preflight, run, stop=stop))
     if config.train is None:
         assert config.evaluation is not None, "RunConfig checks that there is something to do"
         return _evaluate(config.evaluation, run, RunResult(status="succeeded"), None)
-    from vlm_dft.environment import record_environment
-    from vlm_dft.trainer import train
-
-    if _is_first_rank():
-        record_environment(run, config.train)
-    result = RunResult(status="succeeded", train=train(config.train, run, stop=stop))
+    with _uncollected():
+        from vlm_dft.environment import recorded_environment
+        from vlm_dft.trainer import train
+    with recorded_environment(run, config.train) if _is_first_rank() else nullcontext():
+        result = RunResult(status="succeeded", train=train(config.train, run, stop=stop))
     _free_memory()
     if config.evaluation is None or not _is_first_rank():
         return result
     return _evaluate(config.evaluation, run, result, config.train)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without the garbage collector, and never let it look through that again: a fifth of the start's time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _validate(config: ValidationConfig, run: RunDir) -> RunResult:
