@@ -8,7 +8,7 @@
     ├── histograms.jsonl       Histogram, two lines per dataset and measurement
     ├── accuracy.jsonl         AccuracyPoint, one line per measurement of the accuracy probe
     ├── samples.jsonl          SampleAnswer, one line per row and measurement
-    ├── environment.json       packages, threads, devices and the base model's hash, before a training begins
+    ├── environment.json       packages, threads, devices and the base model's hash, once a training has ended well
     ├── reference/             what the base model makes of the targets, where the objective asks for it
     ├── log.txt                stdout and stderr of the process
     ├── checkpoints/step-000040/   renamed into place when complete; `complete.json` is in it
