@@ -57,6 +57,7 @@ def test_submit_follows_a_job_to_its_model_and_scores(service: RunningService, d
     options = ["--model", "tiny-vl", "--objective", "psft", "--set", "psft.clip_ratio_high=0.3", "--lora"]
     options += ["--suffix", "cli", "--set", "training.patch_cache=true"]
     numbers = ["--set", "batch_size=4", "--set", "learning_rate=1e-3", "--benchmarks", "mathvision"]
+    numbers += ["--set", "sample_rows=1", "--set", "sample_max_new_tokens=8"]
     answer = service.run("submit", str(directory / "train.tar.gz"), *options, *numbers)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "8 valid of 8 rows, 8 images" in answer.stdout
@@ -72,6 +73,11 @@ def test_submit_follows_a_job_to_its_model_and_scores(service: RunningService, d
         assert re.search(
             rf"train +all +{step} +\d+ +[ ▁▂▃▄▅▆▇█]+ +\d+% +\d+%", service.run_here("histograms", job_id).stdout
         )
+    said = service.run_here("samples", job_id).stdout
+    assert re.search(r"train row data.jsonl:1\n(.*\n)*  user: \[images/\w+\.\w+, \d+ x \d+\]", said)
+    assert re.search(r"  reference: .*\n(.*\n)*  step 0 \(\d+ tokens.*\n(.*\n)*  step 2 \(\d+ tokens", said)
+    assert "rows were answered at the steps: 0, 2\n" in said
+    assert "step 2 (" not in service.run_here("samples", job_id, "--step", "0").stdout
     assert tuned in service.run_here("models").stdout
     refused = service.run_here("cancel", job_id)
     assert refused.returncode == 1
@@ -89,6 +95,7 @@ def test_paused_job_lets_another_train_and_ends_with_the_same_weights(service: R
     client = service.client(strict=True)
     jobs = client.fine_tuning.jobs
     numbers = ["--set", "max_steps=60", "--set", "n_epochs=100", "--set", "batch_size=4", "--seed", "7", "--no-watch"]
+    numbers += ["--set", "sample_rows=0"]
     answer = service.run("submit", str(directory / "train.tar.gz"), "--model", "tiny-vl", *numbers, "--no-start")
     assert "not_started: vlm-dft start" in answer.stdout, answer.stdout + answer.stderr
     paused = re.search(r"ftjob-\w+", answer.stdout)[0]
@@ -198,6 +205,7 @@ def test_train_needs_no_service(directory: Path, tmp_path: Path) -> None:
 
 def test_compare_trains_arms_and_shows_them_side_by_side(service: RunningService, directory: Path) -> None:
     options = ["--model", "tiny-vl", "--objectives", "nll,dft", "--set", "batch_size=4", "--benchmarks", "mathvision"]
+    options += ["--set", "sample_rows=0"]
     answer = service.run("compare", str(directory / "train.tar.gz"), *options)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "The arms differ in train.objective.name." in answer.stdout

@@ -128,7 +128,7 @@ def test_compose_services_run_a_dft_job_from_upload_to_model(rehearsal: Rehearsa
     archive = wethink_archive(tmp_path / "train.tar.gz", rows=8)
     file = client.files.create(file=archive, purpose="fine-tune")
     assert client.files.wait_for_processing(file.id, poll_interval=0.5, max_wait_seconds=60).status == "processed"
-    supervised = {"objective": "dft", "hyperparameters": {"batch_size": 4, "n_epochs": 2}}
+    supervised = {"objective": "dft", "hyperparameters": {"batch_size": 4, "n_epochs": 2, "sample_rows": 0}}
     job = client.fine_tuning.jobs.create(
         model="tiny-vl",
         training_file=file.id,

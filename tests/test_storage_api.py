@@ -8,7 +8,9 @@ from pathlib import Path
 import openai
 import pytest
 from api_server import JSONL, Api, serve
+from dashboard_scenes import write_samples
 from databases import copied_sqlite
+from datasets_for_tests import picture_row
 from object_store import ObjectStore, object_store
 from sqlalchemy import update
 
@@ -17,7 +19,7 @@ from service.jobs.collection import collect, preview
 from service.jobs.database import open_database
 from service.jobs.tables import Attempt, Job
 from service.storage import MANIFEST, open_storage
-from vlm_dft.run_dir import CHECKPOINT_MARKER, Checkpoint
+from vlm_dft.run_dir import CHECKPOINT_MARKER, Checkpoint, RunDir
 
 
 @pytest.fixture
@@ -58,11 +60,14 @@ def test_what_one_host_took_the_other_serves_and_removes(hosts: tuple[Api, Api],
     here.settle(file.id)
     with here.database.read() as s:
         (run,) = s.query(Attempt.run_path).one()
-    put(here, Path(run) / "dataset")
+    dataset = Path(run) / "dataset"
+    row = picture_row(0, dataset)
+    put(here, dataset)
 
     job = other.fine_tuning.jobs.create(model="tiny", training_file=file.id, suffix="far")
     claim = here.claim(job.id)
     (claim.run_path / "log.txt").write_text("step 1\n")
+    write_samples(RunDir(claim.run_path), [row], {0: "red"})
     checkpoint = claim.run_path / "checkpoints/step-000002"
     checkpoint.mkdir(parents=True)
     (checkpoint / CHECKPOINT_MARKER).write_text("{}")
@@ -74,6 +79,9 @@ def test_what_one_host_took_the_other_serves_and_removes(hosts: tuple[Api, Api],
     storage.put_texts(claim.run_path, {})
     logs = other.get(f"/fine_tuning/jobs/{job.id}/logs", cast_to=object)
     assert logs["text"] == "step 1\n"  # type: ignore[index]
+    (sample,) = there.http().get(f"/v1/fine_tuning/jobs/{job.id}/samples").raise_for_status().json()["data"]
+    url = sample["prompt"][0]["content"][0]["image_url"]
+    assert there.http().get(url).raise_for_status().content == (dataset / row.images[0].image).read_bytes()
 
     here.finish(claim)
     put(here, claim.run_path / "export")
