@@ -93,11 +93,13 @@ def _print(card: dict[str, Any]) -> None:
         out.print(f"{name}: {sides}", highlight=False, markup=False)
         if each["pair"]:
             out.print(f"  {pair_line(each['pair'])}", highlight=False, markup=False)
-        out.print(f"  {_overlap(each['tuned'] or each['base'])}", highlight=False, markup=False)
+        for line in _overlap(each["benchmark"], {label: each[label] for label in ("base", "tuned") if each[label]}):
+            out.print(f"  {line}", highlight=False, markup=False)
     if failure := card["evaluation_error"]:
         print_error(f"{failure['code']}: {failure['message']}", word="the evaluation failed")
     if training := card["training"]:
-        numbers = ", ".join(f"{name} {value:g}" for name, value in training.items() if isinstance(value, int | float))
+        known = {name: value for name, value in training.items() if value is not None}
+        numbers = ", ".join(f"{name} {f'{n:g}' if isinstance(n, float) else n}" for name, n in known.items())
         out.print(f"training: {numbers}", highlight=False)
     if gate := card["gate"]:
         for check in gate["checks"]:
@@ -106,10 +108,12 @@ def _print(card: dict[str, Any]) -> None:
         out.print("[green]the gate is passed[/]" if gate["passed"] else "[red]the gate is not passed[/]")
 
 
-def _overlap(score: dict[str, Any]) -> str:
+def _overlap(name: str, sides: dict[str, dict[str, Any]]) -> list[str]:
     """What the training data held of the benchmark."""
-    if score["contaminated"] is None:
-        return "whether its items stand in the training data was not checked"
-    found = f"{score['contaminated']} of {score['n']} items stand in the training data"
-    clean = score["clean_value"]
-    return found if not score["contaminated"] or clean is None else f"{found}; without them {100 * clean:.1f}"
+    from vlm_dft.evaluation.report import overlap_notes
+    from vlm_dft.results import Score
+
+    scores = {label: Score.model_validate(side) for label, side in sides.items()}
+    if all(score.contaminated is None for score in scores.values()):
+        return [f"{name}: whether its items stand in the training data was not checked"]
+    return overlap_notes(name, scores) or [f"{name}: none of its items stands in the training data"]

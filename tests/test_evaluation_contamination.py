@@ -229,5 +229,5 @@ def test_overlaps_are_in_the_report_the_score_and_the_table(tmp_path: Path) -> N
     base, tuned = score(clean_value=0.25, **kinds), score(clean_value=0.5, **kinds)
     table = score_table({"base": [base], "tuned": [tuned]})
     assert "question and picture in one row; without them: base 25.0, tuned 50.0." in table
-    assert "the question of 9 items and the picture of 4 stand there, together or alone; without all of these" in table
+    assert "the question of 9 items and the picture of 4 stand in the training data, together or alone" in table
     assert "of these: base -, tuned -." in table

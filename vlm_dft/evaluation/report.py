@@ -57,6 +57,25 @@ def difference(reference: Score, other: Score) -> tuple[float, float]:
     return 100 * (other.value - reference.value), 100 * error
 
 
+def overlap_notes(name: str, scores: Mapping[str, Score]) -> list[str]:
+    """What the training data held of the items; the models of one table have been trained on the same."""
+    first = max(scores.values(), key=lambda score: score.contaminated or 0)
+    notes = []
+    if first.contaminated:
+        listed = _clean(scores, "clean_value")
+        notes.append(
+            f"{name}: {first.contaminated} of {first.n} items stand in the training data, question and picture in one "
+            f"row; without them: {listed}."
+        )
+    if (first.contaminated_questions or 0) + (first.contaminated_pictures or 0) > (first.contaminated or 0):
+        notes.append(
+            f"{name}: the question of {first.contaminated_questions or 0} items and the picture of "
+            f"{first.contaminated_pictures or 0} stand in the training data, together or alone; without all of these: "
+            f"{_clean(scores, 'clean_value_strict')}."
+        )
+    return notes
+
+
 def _cell(score: Score | None) -> str:
     return ABSENT if score is None else f"{100 * score.value:.1f} ± {100 * score.standard_error:.1f}"
 
@@ -84,7 +103,7 @@ def _notes(name: str, scores: Mapping[str, Score]) -> list[str]:
     for label, score in others:
         if reason := comparable(first, score):
             notes.append(f"{name}: {first_label} and {label} must not be compared: {reason}.")
-    notes += _overlap_notes(name, scores)
+    notes += overlap_notes(name, scores)
     for what, field in (("no usable answer", "failure_rate"), ("no answer that a rule could find", "extraction_rate")):
         rates = {label: getattr(score, field) for label, score in scores.items()}
         if field == "extraction_rate":
@@ -92,25 +111,6 @@ def _notes(name: str, scores: Mapping[str, Score]) -> list[str]:
         if any(rates.values()):
             listed = ", ".join(f"{label} {100 * rate:.1f} %" for label, rate in rates.items())
             notes.append(f"{name}: {what}: {listed}.")
-    return notes
-
-
-def _overlap_notes(name: str, scores: Mapping[str, Score]) -> list[str]:
-    """What the training data held of the items; the models of one table have been trained on the same."""
-    first = max(scores.values(), key=lambda score: score.contaminated or 0)
-    notes = []
-    if first.contaminated:
-        listed = _clean(scores, "clean_value")
-        notes.append(
-            f"{name}: {first.contaminated} of {first.n} items stand in the training data, question and picture in one "
-            f"row; without them: {listed}."
-        )
-    if (first.contaminated_questions or 0) + (first.contaminated_pictures or 0) > (first.contaminated or 0):
-        notes.append(
-            f"{name}: the question of {first.contaminated_questions or 0} items and the picture of "
-            f"{first.contaminated_pictures or 0} stand there, together or alone; without all of these: "
-            f"{_clean(scores, 'clean_value_strict')}."
-        )
     return notes
 
 

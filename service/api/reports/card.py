@@ -124,7 +124,7 @@ def _checks(rule: GateRule, measured: ReportedBenchmark | None) -> list[Check]:
 
 
 def _check(benchmark: str, rule: Any, threshold: float, measured: float | None, passed: bool, what: str) -> Check:
-    bound = -threshold if rule == "max_drop" else threshold
+    bound = 0 - threshold if rule == "max_drop" else threshold
     shown = "was not measured" if measured is None else f"is {measured:.4f}"
     reason = f"{benchmark}: the {what} {shown}; it must be at least {bound:.4f}"
     return Check(benchmark=benchmark, rule=rule, threshold=threshold, measured=measured, passed=passed, reason=reason)

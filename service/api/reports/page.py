@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
@@ -24,7 +25,13 @@ def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda value: "-" if value is None else f"{100 * value:.1f} %"
     environment.filters["points"] = lambda value: "-" if value is None else f"{100 * value:+.1f}"
+    environment.filters["listed"] = _listed
     return environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
+
+
+def _listed(value: Any) -> str:
+    """Names and values of a mapping in one line; anything else as it is."""
+    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 def page(card: ReportCard, run_paths: Sequence[Path]) -> str:
