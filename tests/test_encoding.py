@@ -176,6 +176,7 @@ def test_a_prompt_is_the_encoded_row_up_to_its_answer(real_processor, shared_dat
     opened = encoder.encode_prompt(row.messages[:2], [Image.open(part.image) for part in row.images])
     assert prompt.pixel_values is not None
     assert torch.equal(prompt.pixel_values, opened.pixel_values)
+    assert torch.equal(prompt.pixel_values, whole.pixel_values), "evaluation sees what training saw"
 
 
 @pytest.mark.parametrize("max_tokens", [4, 16, 100])
