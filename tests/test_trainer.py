@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import vlm_dft.torchvision_shim  # noqa: F401
 
 # isort: split
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vlm_dft import optimization, trainer
 from vlm_dft.batches import Plan, Steps, open_corpus
@@ -273,6 +274,19 @@ def test_held_out_numbers_that_are_not_finite_name_step_and_rows(
     held_out = sums_dataset(tmp_path / "held-out", 2)
     config, run = run_for(tmp_path / "run", tiny_qwen2, sums, validation_dataset=held_out)
     with pytest.raises(NanLossError, match=r"held-out loss is nan at step 0, rows test\.jsonl:\d, test\.jsonl:\d:"):
+        trainer.train(config, run)
+
+
+def test_a_model_that_is_broken_from_the_start_is_named_by_its_first_look_at_rows(
+    tiny_qwen2: Path, sums: Path, tmp_path: Path
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_qwen2, broken)
+    weights = load_file(broken / "model.safetensors")
+    next(weight for name, weight in weights.items() if "layers.0.mlp" in name)[0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    config, run = run_for(tmp_path / "run", broken, sums, max_steps=2)
+    with pytest.raises(NanLossError, match=r"target is nan at step 0, rows test\.jsonl:1, .*: nothing was trained yet"):
         trainer.train(config, run)
 
 

@@ -186,10 +186,10 @@ class Optimization:
         """Raises NanLossError; to be called by all ranks, each with the rows of its own that are to blame."""
         rows = [row_id for share in self._ranks.gather(list(row_ids)) for row_id in share]
         shown = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
-        raise NanLossError(
-            f"the {what} at step {step}, rows {shown}: lower learning_rate, or look at these rows; "
-            "the last checkpoint was kept"
-        )
+        remedy = "lower learning_rate, or look at these rows; the last checkpoint was kept"
+        if step == 0:
+            remedy = "nothing was trained yet: look at the model's weights, and at these rows"
+        raise NanLossError(f"the {what} at step {step}, rows {shown}: {remedy}")
 
     @contextmanager
     def out_of_memory_explained(self, micro_batches: Sequence[MicroBatch] = ()) -> Iterator[None]:

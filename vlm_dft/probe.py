@@ -25,6 +25,7 @@ from vlm_dft.batches import MicroBatch, Plan, Steps
 from vlm_dft.forward import Forward
 from vlm_dft.head import IGNORED, objective_loss
 from vlm_dft.model import LoadedModel
+from vlm_dft.optimization import Optimization
 from vlm_dft.ranks import Ranks
 from vlm_dft.results import Histogram
 
@@ -47,13 +48,19 @@ class Probe:
         self._num_rows = len(chosen)
 
     @torch.no_grad()
-    def measure(self, forward: Forward, ranks: Ranks, step: int) -> list[Histogram]:
-        """One histogram of each part, over all ranks; parts without tokens too."""
+    def measure(self, optimization: Optimization, ranks: Ranks, step: int) -> list[Histogram]:
+        """One histogram of each part, over all ranks; parts without tokens too. Raises NanLossError."""
         self._loaded.model.eval()
         counts_2B = torch.zeros(len(_PARTS), NUM_BINS, dtype=torch.float64, device=self._loaded.device)
+        bad: list[str] = []
         for micro_batches in self._steps.read():
             for micro_batch in micro_batches:
-                counts_2B += self._counts(forward, micro_batch)
+                p_M = self._probabilities(optimization.forward, micro_batch)
+                if p_M.isnan().any():
+                    bad += micro_batch.row_ids
+                counts_2B += self._counts(p_M.nan_to_num(), micro_batch)
+        if ranks.any(bool(bad)):
+            optimization.raise_not_finite("probability of a target is nan", step, bad)
         return [
             Histogram(
                 step=step,
@@ -67,7 +74,7 @@ class Probe:
             for part, counts_B in zip(_PARTS, ranks.sum(counts_2B).tolist(), strict=True)
         ]
 
-    def _counts(self, forward: Forward, micro_batch: MicroBatch) -> Tensor:
+    def _probabilities(self, forward: Forward, micro_batch: MicroBatch) -> Tensor:
         labels_N = micro_batch.labels_BT.flatten()
         head = forward.head
         sums = objective_loss(
@@ -78,7 +85,10 @@ class Probe:
             bias_V=head.bias,
             statistics="target",
         )
-        bin_M = (sums.logp_M.exp() * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+        return sums.logp_M.exp()
+
+    def _counts(self, p_M: Tensor, micro_batch: MicroBatch) -> Tensor:
+        bin_M = (p_M * NUM_BINS).long().clamp(max=NUM_BINS - 1)
         is_answer_M = torch.tensor(self._is_answer(micro_batch), dtype=torch.long, device=bin_M.device)
         return (is_answer_M * NUM_BINS + bin_M).bincount(minlength=len(_PARTS) * NUM_BINS).view(len(_PARTS), NUM_BINS)
 

@@ -211,7 +211,7 @@ class _Training:
         """Histograms of what the model gives the targets of its fixed rows now, and its own answers to some."""
         for probe in self.probes:
             with self.optimization.out_of_memory_explained():
-                found = probe.measure(self.optimization.forward, self.ranks, self.state.step)
+                found = probe.measure(self.optimization, self.ranks, self.state.step)
             self.reporter.histograms(found)
         if self.samples is not None:
             self.reporter.samples(self.samples.answered(self.ranks, self.state.step))
