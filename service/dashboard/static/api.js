@@ -112,9 +112,14 @@ export async function all(path, params, signal) {
   }
 }
 
+/** The bytes of something that needs the key. */
+export async function content(path, signal) {
+  return (await send(path, { signal })).blob();
+}
+
 /** A picture that needs the key, as an address for <img>; the caller revokes it. */
 export async function picture(path, signal) {
-  return URL.createObjectURL(await (await send(path, { signal })).blob());
+  return URL.createObjectURL(await content(path, signal));
 }
 
 /** A file of the API, saved by the browser. */

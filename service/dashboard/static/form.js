@@ -8,11 +8,12 @@ export function field(title, input, help) {
   return h("div.field", null, h("label", { for: input.id }, title), input, help && h("p.help", { id: `${input.id}-help` }, help));
 }
 
-/** A list to choose one of: options are [value, title]; one that is chosen is there even if it is not listed. */
+/** A list to choose one of: options are values, or [value, title]; one that is chosen is there even if it is not listed. */
 export function choice(id, options, chosen) {
-  const select = h("select", { id }, options.map(([value, title]) => h("option", { value }, title)));
-  if (chosen && !options.some(([value]) => value === chosen)) select.append(h("option", { value: chosen }, chosen));
-  select.value = chosen ?? options[0]?.[0] ?? "";
+  const pairs = options.map((each) => (Array.isArray(each) ? each : [each, each]));
+  if (chosen && !pairs.some(([value]) => value === chosen)) pairs.push([chosen, chosen]);
+  const select = h("select", { id }, pairs.map(([value, title]) => h("option", { value }, title)));
+  select.value = chosen ?? pairs[0]?.[0] ?? "";
   return select;
 }
 

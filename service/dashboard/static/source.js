@@ -1,6 +1,6 @@
 // Reads rows and pictures out of an uploaded file, here in the browser: .jsonl, .tar, .tar.gz or .zip.
 
-import { ApiError, key } from "./api.js";
+import { ApiError, content } from "./api.js";
 import { bytes as asBytes } from "./format.js";
 
 const MOST_BYTES = 64 * 2 ** 20;
@@ -11,9 +11,8 @@ let opened = { id: null, source: null };
 export async function openSource(file, signal) {
   if (opened.id === file.id) return opened.source;
   if (file.bytes > MOST_BYTES) throw new ApiError(0, { message: `The file has ${asBytes(file.bytes)}: look into it on your own machine; the place of the row is named here.` });
-  const response = await fetch(`/v1/files/${encodeURIComponent(file.id)}/content`, { signal, headers: key.get() ? { authorization: `Bearer ${key.get()}` } : {} });
-  if (!response.ok) throw new ApiError(response.status, { message: `The file cannot be read again (${response.status}).` });
-  const members = await unpack(new Uint8Array(await response.arrayBuffer()), file.filename);
+  const whole = await content(`/v1/files/${encodeURIComponent(file.id)}/content`, signal);
+  const members = await unpack(new Uint8Array(await whole.arrayBuffer()), file.filename);
   opened = { id: file.id, source: new Source(members) };
   return opened.source;
 }

@@ -1,10 +1,10 @@
 // Comparisons: fine-tunings on equal terms, as a list and one of them with its table, flips, curves and sweep.
 
-import { get, optional, post } from "../api.js";
-import { curves } from "../chart.js";
+import { get, post } from "../api.js";
 import { empty, h, phase, progress, section, show, table } from "../dom.js";
+import { choice } from "../form.js";
 import { TERMINAL, number, short, time } from "../format.js";
-import { armHistogram } from "../histogram.js";
+import { comparisonCharts } from "./comparison_charts.js";
 import { armTable, benchmarkTables, sweepTables, termsOf } from "./comparison_tables.js";
 
 export async function renderList(root, page) {
@@ -32,14 +32,18 @@ function listTable(rows) {
 
 export async function render(root, page, id) {
   const path = `/v1/fine_tuning/comparisons/${encodeURIComponent(id)}`;
-  let comparison = await get(path, {}, page.signal);
+  const look = () => get(path, { reference: page.params.get("reference") }, page.signal);
+  let comparison = await look();
   const place = { head: h("div.head"), trouble: h("div"), arms: h("div"), terms: h("div"), results: h("div.page"), sweep: h("div") };
-  const charts = [["Raw NLL, the same measure for every arm", "nll"], ["Held-out NLL", "valid_nll"], ["Accuracy of the benchmark probe", "probe_value"]]
-    .map(([title, key]) => ({ key, chart: curves(title, comparison.arms.map((arm) => ({ name: arm.name, key, points: [] }))) }));
-  const cancel = async () => {
-    if (!confirm("Cancel every arm that has not ended?")) return;
-    await page.ask(place.trouble, async () => { comparison = await post(`${path}/cancel`); draw(); });
-  };
+  const charts = comparisonCharts(path, comparison.arms, page);
+  const reference = choice("reference", comparison.arms.map((arm) => arm.name), comparison.reference);
+  reference.addEventListener("change", () => page.attempt(async () => {
+    page.setParams({ reference: reference.value });
+    comparison = await look();
+    draw();
+  }));
+  const cancel = () => confirm("Cancel every arm that has not ended?")
+    && page.ask(place.trouble, async () => { comparison = await post(`${path}/cancel`); draw(); });
   const draw = () => {
     page.title(`${comparison.status} ${comparison.name}`);
     const ended = TERMINAL.has(comparison.status);
@@ -49,31 +53,14 @@ export async function render(root, page, id) {
     show(place.results, ...benchmarkTables(comparison));
     show(place.sweep, isSweep(comparison.sweep) ? section("Sweep: means over the seeds", null, sweepTables(comparison.sweep)) : null);
   };
-  const drawCurves = async () => {
-    const found = await get(`${path}/curves`, { keys: charts.map(({ key }) => key).join(","), resolution: 200 }, page.signal);
-    for (const { chart } of charts) {
-      chart.series.forEach((one) => { one.points = found.data.find((curve) => curve.arm === one.name)?.points ?? []; });
-      chart.update([]);
-      chart.element.hidden = !chart.series.some((one) => one.points.some((each) => Number.isFinite(each[one.key])));
-    }
-  };
-  const bins = armHistogram("Probability of the target tokens before and after");
-  const binsPart = section("Probability of the target tokens, on a fixed set of rows", { hidden: true }, bins.element);
-  const counted = new Map();
-  /** Of the arms that have ended, once each: by then they change no more. */
-  const drawBins = async () => {
-    const fresh = comparison.arms.filter((arm) => TERMINAL.has(arm.phase) && !counted.has(arm.name));
-    await Promise.all(fresh.map(async (arm) => counted.set(arm.name, (await optional(`/v1/fine_tuning/jobs/${arm.job_id}/histograms`, {}, page.signal))?.data ?? [])));
-    if (!fresh.length) return;
-    binsPart.hidden = ![...counted.values()].some((rows) => rows.length);
-    bins.update(comparison.arms.map(({ name }) => ({ name, rows: counted.get(name) ?? [] })));
-  };
   draw();
-  root.replaceChildren(place.head, place.trouble, section("Arms", null, place.arms, place.terms), place.results, section("Curves", null, h("div.columns", null, charts.map(({ chart }) => chart.element))), binsPart, place.sweep);
+  root.replaceChildren(place.head, place.trouble,
+    section("Arms", null, place.arms, place.terms, h("div.filter", null, h("label", { for: "reference" }, "Compare with"), reference)),
+    place.results, charts.element, place.sweep);
   page.every(3, async () => {
-    comparison = await get(path, {}, page.signal);
+    comparison = await look();
     draw();
-    await Promise.all([drawCurves(), drawBins()]);
+    await charts.load(comparison);
     return !TERMINAL.has(comparison.status);
   });
 }

@@ -12,7 +12,7 @@ const FLIPS = [["", "all"], ["fixed", "fixed: wrong before, right now"], ["broke
 export function itemBrowser(job, page) {
   const benchmarks = job.benchmarks ?? [...new Set(job.scores.map((score) => score.benchmark))];
   const roles = new Set((job.scores ?? []).map((score) => score.model_role));
-  const benchmark = choice("items-benchmark", benchmarks.map((name) => [name, name]), page.params.get("benchmark"));
+  const benchmark = choice("items-benchmark", benchmarks, page.params.get("benchmark"));
   const role = choice("items-role", [["tuned", "after"], ["base", "before"]], page.params.get("role"));
   const verdict = choice("items-verdict", [["", "right and wrong"], ["true", "right"], ["false", "wrong"]], page.params.get("correct"));
   const flip = choice("items-flip", FLIPS, page.params.get("flip"));

@@ -67,7 +67,7 @@ async function admin(place, page) {
 function keyTable(keys, again) {
   const revoke = (each) => confirm(`Revoke ${each.name}? Whoever uses it is refused from now on.`) && again(() => call("DELETE", `/v1/api_keys/${each.id}`));
   return table("API keys", [
-    ["Name", (each) => each.name], ["Begins with", (each) => h("code", null, each.prefix)], ["Project", (each) => each.project], ["May", (each) => each.scopes.join(", ")],
+    ["Name", (each) => each.name, "text"], ["Begins with", (each) => h("code", null, each.prefix)], ["Project", (each) => each.project], ["May", (each) => each.scopes.join(", ")],
     ["State", (each) => phase(each.status)], ["Last used", (each) => time(each.last_used_at)], ["Expires", (each) => (each.expires_at ? time(each.expires_at) : "never")],
     ["", (each) => each.status === "active" && h("div.actions", null,
       h("button", { type: "button", onclick: () => again(() => post(`/v1/api_keys/${each.id}/rotate`, {})), "aria-label": `Rotate ${each.name}` }, "Rotate"),
@@ -77,7 +77,7 @@ function keyTable(keys, again) {
 
 function keyForm(projects, again) {
   const name = h("input", { id: "key-name", required: true, maxlength: "255" });
-  const project = choice("key-project", projects.map((each) => [each.id, each.id]));
+  const project = choice("key-project", projects.map((each) => each.id));
   const days = h("input", { id: "key-days", type: "number", min: "1", max: "3650", placeholder: "never" });
   const administrates = h("input", { id: "key-admin", type: "checkbox" });
   const submit = (event) => {

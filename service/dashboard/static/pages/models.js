@@ -51,7 +51,7 @@ function baseTable(models) {
 
 function scoring(page, models, benchmarks) {
   if (!benchmarks.length) return section("Score a model", null, empty("No benchmark on this server", h("p", null, "vlm-dft benchmarks add puts one there.")));
-  const model = choice("score-model", models.map((each) => [each.id, each.id]));
+  const model = choice("score-model", models.map((each) => each.id));
   const post = submission();
   const limit = h("input", { id: "score-limit", type: "number", min: "1", placeholder: "all" });
   const scored = boxes("Benchmarks", "score", benchmarks.map((each) => each.id));

@@ -7,16 +7,15 @@ const NUMBERS = [
   ["n_epochs", "Epochs", "1"], ["batch_size", "Batch size", "auto"], ["learning_rate", "Learning rate", "5e-5"],
   ["max_steps", "Most steps", "all"], ["checkpoint_every_steps", "Steps between checkpoints", "auto"], ["max_length_tokens", "Most tokens of a row", "4096"],
 ];
-const same = (names) => names.map((name) => [name, name]);
 
 /** template: the job whose settings are used again, or null; objective: an element that chooses it. */
 export function settingsPart(models, benchmarks, { model, template }, objective) {
   const { adapter: adapterBefore, hyperparameters: given = {} } = template?.method.supervised ?? {};
   const before = template?.resolved_config.evaluation;
-  const name = choice("model", same(models.map((each) => each.id)), model ?? template?.model);
+  const name = choice("model", models.map((each) => each.id), model ?? template?.model);
   const suffix = h("input", { id: "suffix", maxlength: "64", value: template?.suffix ?? "", placeholder: "such as geometry" });
   const seed = h("input", { id: "seed", type: "number", min: "0", value: template?.seed ?? "", placeholder: "random" });
-  const priority = choice("priority", same(["low", "normal", "high"]), String(template?.priority ?? "normal"));
+  const priority = choice("priority", ["low", "normal", "high"], String(template?.priority ?? "normal"));
   const adapter = choice("adapter", [["", "the service's default"], ["full", "all weights"], ["lora", "LoRA"]], adapterBefore?.type);
   const numbers = NUMBERS.map(([key, title, standard]) => [key, title, h("input", { id: `h-${key}`, inputmode: "decimal", placeholder: standard, value: given[key] ?? "" })]);
   const scored = boxes("Score on benchmarks afterwards", "b", benchmarks.map((each) => each.id), before?.benchmarks.map((each) => each.name));

@@ -54,7 +54,7 @@ function optionsOf({ id, options }, prefix, given = {}) {
 }
 
 function inputOf(id, schema, given) {
-  if (schema.enum) return choice(id, schema.enum.map((each) => [each, each]), given ?? schema.default);
+  if (schema.enum) return choice(id, schema.enum, given ?? schema.default);
   return h("input", { id, inputmode: "decimal", placeholder: schema.default ?? "none", value: given ?? "" });
 }
 

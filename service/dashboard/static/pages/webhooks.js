@@ -59,7 +59,7 @@ export async function renderOne(root, page, id) {
   const path = `${PATH}/${encodeURIComponent(id)}`;
   const endpoint = await get(path, {}, page.signal);
   page.title(endpoint.name);
-  const sample = choice("sample", endpoint.event_types.map((type) => [type, type]));
+  const sample = choice("sample", endpoint.event_types);
   const out = h("div", { "aria-live": "polite" });
   const rows = h("div");
   const load = async () => {
