@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from vlm_dft import objectives
-from vlm_dft.config import HeadBackend
 from vlm_dft.errors import ConfigError
 from vlm_dft.heads import linear_cross_entropy, triton_head
 from vlm_dft.heads.chunks import Request, RowResults, compute
 from vlm_dft.heads.projection import Projection
+from vlm_dft.hyperparameters import HeadBackend
 from vlm_dft.objectives import Objective
 
 IGNORED: Final = -100
