@@ -40,6 +40,7 @@ HYPERPARAMETERS = {
     "max_length_tokens": 512,
     "checkpoint_every_steps": 250,
     "log_every_steps": 10,
+    "sample_max_new_tokens": 80,
 }
 START = {"learning_rate": 4e-3, "n_epochs": 4}
 """About half of the held-out answers right: clearly more than chance, and much left to learn."""
