@@ -177,6 +177,9 @@ def test_an_estimate_counts_rows_that_a_job_refuses(api: Api) -> None:
     assert found["tokens"]["text"] == 90
     assert (found["steps"]["total"], found["steps"]["input_tokens"]) == (6, 270)
     assert found["memory"]["largest_micro_batch_tokens"] == 50
+    assert found["notes"] == []
+    numbers |= {"max_steps": 1}
+    assert "at 0: set warmup_ratio" in client.post("/fine_tuning/estimates", cast_to=object, body=body)["notes"][0]
     assert found["time"]["seconds"] is None
     assert "no finished job" in found["time"]["basis"]
     assert found["queue"]["seconds"] is None

@@ -80,7 +80,7 @@ def create_estimate(
         workers = estimating.alive_workers(s, settings.lease_seconds)
         time = estimating.time_estimate(s, project, model.name, train, steps.input_tokens)
         queue = estimating.queue_estimate(s, workers, new.priority)
-    notes: list[str] = []
+    notes = _warm_up(train, steps.total)
     memory = _memory(model, train, reckoning, on_gpu=estimating.on_gpu(workers), notes=notes)
     return Estimate(
         model=model.name,
@@ -96,6 +96,13 @@ def create_estimate(
         notes=notes,
         resolved_config=train.model_dump(mode="json", exclude_none=True),
     )
+
+
+def _warm_up(train: TrainConfig, total_steps: int) -> list[str]:
+    """The first step of a warm-up has the learning rate 0, so that a training of one step would change nothing."""
+    if total_steps != 1 or not train.warmup_ratio:
+        return []
+    return ["learning rate: the only step is the warm-up's first, at 0: set warmup_ratio to 0, or train for more steps"]
 
 
 def _on_overlong(body: CreateFineTuningJob) -> Literal["error", "drop"]:
