@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from databases import copied_sqlite
 from throwaway import wait_until
 
 from service.api import expiry
+from service.api.uploads import router
+from service.api.uploads.joining import joined
 from service.jobs.phases import Kind
 from service.jobs.tables import File, Job, Upload
 
@@ -240,6 +243,32 @@ def test_parts_must_be_whole_known_and_in_order(api: Api) -> None:
     done = client.uploads.complete(upload.id, part_ids=[first.id, second.id])
     assert done.file is not None
     assert client.files.content(done.file.id).read() == b"1234567890"
+
+
+@pytest.mark.parametrize("first", ["before this one joins", "while this one joins"])
+def test_a_completion_that_is_repeated_while_it_runs_answers_the_same_file(
+    api: Api, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    client = api.client(max_retries=0)
+    upload = client.uploads.create(bytes=5, filename="a.bin", mime_type="x", purpose="user_data")
+    part = client.uploads.parts.create(upload.id, data=b"12345")
+    others: list[Any] = []
+
+    @contextmanager
+    def overtaken(*arguments: Any, **options: Any) -> Iterator[Any]:
+        monkeypatch.setattr(router, "joined", joined)
+        if first == "before this one joins":
+            others.append(client.uploads.complete(upload.id, part_ids=[part.id]))
+        with joined(*arguments, **options) as received:
+            if not others:
+                others.append(client.uploads.complete(upload.id, part_ids=[part.id]))
+            yield received
+
+    monkeypatch.setattr(router, "joined", overtaken)
+    done = client.uploads.complete(upload.id, part_ids=[part.id])
+    assert done.file is not None
+    assert done.file.id == others[0].file.id
+    assert api.stored_names() == {done.file.id}
 
 
 def test_an_expired_upload_is_dropped(api: Api) -> None:

@@ -20,7 +20,7 @@ from service.api.files.view import show_file
 from service.api.multipart import Received, plain_filename, receive_file
 from service.api.uploads.joining import joined
 from service.api.uploads.schemas import CompleteUpload, CreateUpload, UploadObject, UploadPartObject
-from service.errors import TooLargeError
+from service.errors import InvalidStateError, TooLargeError
 from service.jobs import uploads
 from service.jobs.database import Database, now
 from service.jobs.files import NewFile
@@ -28,6 +28,7 @@ from service.jobs.ids import new_id
 from service.jobs.models import ModelRegistry
 from service.jobs.tables import File, Upload, UploadPart
 from service.settings import Settings
+from service.storage import StorageError
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -133,14 +134,23 @@ def complete_upload(
         if upload.status == "completed":
             return _show(s, upload)
         parts = uploads.parts_in_order(s, project, upload_id, body.part_ids)
-    with joined(
-        parts,
-        settings.files_dir,
-        filename=upload.filename,
-        md5=body.md5,
-        min_free_bytes=settings.min_free_bytes,
-    ) as received:
-        shown = _complete(received, upload, project, database, settings, registry)
+    try:
+        with joined(
+            parts,
+            settings.files_dir,
+            filename=upload.filename,
+            md5=body.md5,
+            min_free_bytes=settings.min_free_bytes,
+        ) as received:
+            shown = _complete(received, upload, project, database, settings, registry)
+    except (InvalidStateError, FileNotFoundError, StorageError):
+        # Joining takes long, and clients that lose patience ask again: the other request may have been first.
+        with database.read() as s:
+            upload = uploads.get_upload(s, project, upload_id)
+            if upload.status == "completed":
+                return _show(s, upload)
+            uploads.pending_upload(s, project, upload_id)  # cancelled or expired: says so
+        raise
     _remove(parts)
     background.add_task(wake_up)
     return shown
