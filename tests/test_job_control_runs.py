@@ -16,6 +16,7 @@ from service.jobs.phases import Phase, Queue
 from service.jobs.tables import Job
 from worker.record import Outcome
 from worker.supervise import Attempt, StopFlag
+from worker.trainer_process import TrainerProcess
 
 
 @pytest.fixture
@@ -91,6 +92,24 @@ def test_trainer_that_will_not_stop_is_killed_and_its_job_paused_at_the_checkpoi
     assert attempt.exit_reason is not None
     assert attempt.exit_reason.startswith("paused; the trainer ended by SIGKILL")
     assert checkpoint is not None
+
+
+def test_trainer_killed_for_a_pause_that_was_taken_back_has_not_crashed(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.settings = stack.settings.model_copy(update={"drain_seconds": 0.5})
+    job_id = stack.submit(steps=1000, step_seconds=0.05)
+    asked = threading.Event()
+    monkeypatch.setattr(TrainerProcess, "ask_to_stop", lambda _: asked.set())  # a signal that the trainer ignores
+
+    def pause_and_resume() -> None:
+        at_step(stack, job_id, 2, store.pause)()
+        assert asked.wait(30)
+        with stack.database.write() as session:
+            store.resume(session, "default", job_id)
+
+    assert run(stack, pause_and_resume) == Outcome.RELEASED
+    assert (stack.job(job_id).phase, stack.job(job_id).crashes) == (Phase.QUEUED, 0)
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

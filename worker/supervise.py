@@ -286,8 +286,9 @@ class Attempt:
         self._note_resume(session)
         record_news(session, self._claim, news)
         release_reason = None
-        if self._stopping is not None and self._stopping.why == "drain":
-            release_reason = "the worker is shutting down"
+        if self._stopping is not None:  # for a pause that was taken back: our doing too, however it ended
+            drain = self._stopping.why == "drain"
+            release_reason = "the worker is shutting down" if drain else "the trainer was asked to stop"
         elif self._is_starved:
             release_reason = "the database was out of reach for longer than the lease allows"
         end = End(self._run, exit_code, renewal.stop, release_reason)
