@@ -15,7 +15,7 @@ import pytest
 from databases import copied_sqlite
 from sqlalchemy import select, update
 from store_samples import new_job
-from throwaway import wait_until
+from throwaway import run_python, wait_until
 from typer.testing import CliRunner
 from webhook_receiver import receiver
 
@@ -99,3 +99,11 @@ def test_a_janitor_delivers_webhooks_and_ends_in_good_order(database: Database, 
     with database.read() as s:
         assert s.scalars(select(WebhookDelivery.status_code)).all() == [200]
     assert Settings().webhook_private_addresses is False, "private addresses only where a setting allows them"
+
+
+def test_a_janitor_whose_chore_has_died_does_not_go_on_as_if_all_were_well(database: Database) -> None:
+    die = "import worker.janitor as janitor; janitor.deliver_due = lambda *_: 1 / 0; janitor.main()"
+    done = run_python("-c", die, env=os.environ | {"VLM_DFT_JANITOR_SECONDS": "0.2"}, timeout=60)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "the chore 'webhooks' has died" in done.stderr

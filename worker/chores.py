@@ -1,6 +1,7 @@
 """What the janitor does beside its rounds, each in a thread of its own: slow work that must not delay a reaping.
 
-A chore's errors are logged and its next round comes; ``stop`` waits for the round under way, within reason.
+A chore's errors are logged and its next round comes; ``wait`` waits for the round under way, within reason. An error
+that nobody thought of ends the chore, and ``check`` says so: a janitor that does half its work must not look well.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Chore:
         self._thread.join(STOP_SECONDS)
         if self._thread.is_alive():
             log.warning("a chore did not end in time and is cut short", chore=self._name)
+
+    def check(self) -> None:
+        """Raises RuntimeError when the chore has died; the traceback was printed then."""
+        if not self._thread.is_alive() and not self._stop.is_set():
+            raise RuntimeError(f"the chore {self._name!r} has died")
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -143,6 +143,8 @@ def main() -> None:
         chore.start()
     while True:
         janitor.sweep()
+        for chore in chores:
+            chore.check()
         if select.select([told], [], [], settings.janitor_seconds)[0]:
             break
     for chore in chores:
