@@ -15,22 +15,46 @@ from cli.watch import duration
 _JOB_ID_WIDTH = 30
 
 
-def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20, as_json: AsJson = False) -> None:
-    """List the newest fine-tuning jobs: how far they are, or what they wait for."""
+KINDS = {
+    "fine-tunings": "/fine_tuning/jobs",
+    "comparisons": "/fine_tuning/comparisons",
+    "evaluations": "/evaluations",
+    "preflights": "/fine_tuning/preflights",
+}
+
+
+def jobs(
+    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}.")] = "fine-tunings",
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest fine-tuning jobs, or others: how far they are, or what they wait for."""
+    if kind not in KINDS:
+        raise typer.BadParameter(f"--kind takes {', '.join(KINDS)}, not {kind!r}")
     with readable_errors():
-        page = get(connect(), "/fine_tuning/jobs", limit=limit)
+        page = get(connect(), KINDS[kind], limit=limit)
     if as_json:
         print_json(page)
         return
     if not page["data"]:
-        out.print("no job yet: `vlm-dft submit` makes one")
+        out.print(f"there are no {kind} yet")
         return
-    columns = ("phase", "model", "objective", "where it is", "created")
+    columns = ("phase", "model", "what", "where it is", "created")
     table = Table(Column("job", min_width=_JOB_ID_WIDTH), *columns, box=None)
     for job in page["data"]:
         created = time.strftime("%m-%d %H:%M", time.localtime(job["created_at"]))
-        table.add_row(job["id"], job["phase"], escape(job["model"]), job["objective"], where(job), created)
+        phase = job.get("phase") or job["status"]
+        table.add_row(job["id"], phase, escape(job["model"]), escape(_what(job)), where(job), created)
     out.print(table)
+
+
+def _what(job: dict[str, Any]) -> str:
+    """The objective of a fine-tuning, the benchmarks of an evaluation, a comparison's name, a preflight's verdict."""
+    if job["object"] == "fine_tuning.preflight":
+        return job["report"]["verdict"]["label"] if job["report"] else ""
+    if job["object"] == "evaluation":
+        return ", ".join(job["benchmarks"])
+    return job["name"] if "name" in job else job["objective"]
 
 
 def where(job: dict[str, Any]) -> str:
@@ -44,10 +68,12 @@ def where(job: dict[str, Any]) -> str:
             parts.append(queue["blocked_reason"].replace("_", " "))
         if queue["estimated_start"]:
             parts.append(f"starts at about {time.strftime('%H:%M', time.localtime(queue['estimated_start']))}")
-    elif progress.get("total_steps"):
-        parts.append(f"step {progress['step']}/{progress['total_steps']}")
-        if progress.get("benchmark") and progress.get("items_total"):
-            parts.append(f"{escape(progress['benchmark'])} {progress['items_done'] or 0}/{progress['items_total']}")
+    else:
+        if progress.get("total_steps"):
+            parts.append(f"step {progress['step']}/{progress['total_steps']}")
+        if progress.get("items_total"):
+            what = escape(progress["benchmark"] or "row")
+            parts.append(f"{what} {progress['items_done'] or 0}/{progress['items_total']}")
         if job["status"] == "running" and progress.get("seconds_remaining") is not None:
             parts.append(f"{duration(progress['seconds_remaining'])} left")
     return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,11 @@ def test_jobs_and_workers_are_shown_as_the_dashboard_shows_them(api: Api, monkey
     assert "step 3/12, 3 min 05 s left" in first
     assert "position 1, waiting for gpu, starts at about" in second
     assert "position 2" in third
+    evaluation = run("eval", "tiny", "--benchmarks", "WeMath", "--no-watch")
+    printed = CliRunner().invoke(app, ["jobs", "--kind", "evaluations"]).stdout
+    assert re.search(rf"{evaluation['id']} +queued +tiny +WeMath +position 3", printed)
+    assert "there are no preflights yet" in CliRunner().invoke(app, ["jobs", "--kind", "preflights"]).stdout
+    assert run("jobs", "--kind", "comparisons")["data"] == []
     printed = CliRunner().invoke(app, ["workers"]).stdout
     assert "0: NVIDIA H100  70.2 of 79.6 GiB  97 %" in printed
     assert jobs[0].id in printed
