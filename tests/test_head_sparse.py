@@ -39,6 +39,7 @@ def run(inputs: HeadInputs, dtype: torch.dtype = torch.float32, **settings) -> t
     return sums, list(torch.autograd.grad(sums.loss_sum, leaves))
 
 
+@functools.cache
 def exact(inputs: HeadInputs, dtype: torch.dtype = torch.float32, **settings) -> tuple[float, list[Tensor]]:
     """Float64 all the way, of inputs rounded to dtype; that this path is the definition is tested elsewhere."""
     rounded = HeadInputs(inputs.hidden_ND.to(dtype), inputs.weight_VD.to(dtype), inputs.labels_N)
