@@ -1,7 +1,7 @@
 // Choosing objectives, with the options of each. Which there are, and within which limits, is what the API lists.
 
 import { get } from "../api.js";
-import { h, show } from "../dom.js";
+import { h } from "../dom.js";
 import { choice, field, ticked, typed } from "../form.js";
 
 export async function allObjectives(page) {
@@ -15,7 +15,7 @@ export function oneObjective(objectives, given = {}) {
   let options;
   const draw = () => {
     options = optionsOf(objectives.find((each) => each.id === select.value), "o", given[select.value]);
-    show(place, options.fields);
+    place.replaceChildren(...options.fields);  // not shown: values() reads these very inputs
   };
   select.addEventListener("change", draw);
   draw();
