@@ -229,6 +229,18 @@ def test_lora_starts_the_same_for_the_same_seed_and_changes_nothing_yet(tiny_vlm
     assert torch.equal(add_lora(base_of(loaded.model), LoraConfig(), 1)(input_ids=ids).logits, before)
 
 
+def test_lora_adds_alpha_over_r_times_what_its_matrices_give(tiny_qwen2: Path) -> None:
+    model = add_lora(base_of(load(tiny_qwen2, device="cpu").model), LoraConfig(r=4, alpha=24), 1)
+    layer = base_of(model).model.layers[0].self_attn.q_proj
+    down_RD, up_DR = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert (down_RD.shape[0], up_DR.shape[1]) == (4, 4)
+    with torch.no_grad():
+        up_DR.normal_()
+        hidden_ND = torch.randn(5, down_RD.shape[1])
+        expected = layer.base_layer(hidden_ND) + 24 / 4 * hidden_ND @ down_RD.T @ up_DR.T
+        torch.testing.assert_close(layer(hidden_ND), expected)
+
+
 def test_freeze_and_lora_contradict_each_other(tiny_vlm: Path) -> None:
     model = base_of(load(tiny_vlm, device="cpu").model)
     with pytest.raises(ConfigError, match=r"choose adapter.targets") as caught:

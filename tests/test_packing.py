@@ -59,6 +59,13 @@ def test_shares_of_ranks_differ_by_one_sample_at_most(tokens: list[int], count: 
     assert max(costs) - min(costs) <= max(size.cost for size in sizes)
 
 
+def test_shares_are_even_in_what_they_cost_and_not_in_tokens():
+    pictures_first = [Size(100, 90), Size(100), Size(100, 90), Size(100)]
+    assert balanced(pictures_first, 2) == [[0, 1], [2, 3]]  # the vision tower's work counts
+    one_long = [Size(32768), *[Size(10923)] * 4]
+    assert balanced(one_long, 2) == [[0], [1, 2, 3, 4]]  # attention's, too: by tokens the long one would have company
+
+
 def test_packs_of_the_same_number_of_samples_are_even():
     packs = packed([Size(300), Size(290), Size(20), Size(10)], 600)
     assert packs == [[0, 3], [1, 2]]  # best-fit alone would leave 580 and 40
