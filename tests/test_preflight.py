@@ -16,6 +16,7 @@ import torch
 from api_server import Api, serve
 from databases import copied_sqlite
 from datasets_for_tests import shapes_dataset, sums_dataset
+from test_trainer import broken_copy
 from typer.testing import CliRunner
 
 from benchmarks.calibration.__main__ import FIGURES, measure
@@ -26,7 +27,7 @@ from vlm_dft.batches import Plan, Steps, open_corpus
 from vlm_dft.config import PreflightConfig, RunConfig, TrainConfig
 from vlm_dft.data.canonical import CanonicalDataset
 from vlm_dft.data.encoding import IGNORED, Encoder
-from vlm_dft.errors import DatasetError
+from vlm_dft.errors import DatasetError, NanLossError
 from vlm_dft.model import load
 from vlm_dft.preflight import preflight
 from vlm_dft.preflight_parts import Tally, parts_of
@@ -82,6 +83,12 @@ def test_counts_equal_those_of_a_plain_softmax(tiny_vlm: Path, tmp_path: Path) -
     assert apart["reasoning"] > 0
     # A random model finds everything improbable.
     assert report.verdict.objective.name == "nll"
+
+
+def test_a_model_that_is_broken_is_named_by_its_first_row(tiny_qwen2: Path, tmp_path: Path) -> None:
+    broken = broken_copy(tiny_qwen2, tmp_path / "broken")
+    with pytest.raises(NanLossError, match=r"row test\.jsonl:1: the probability of a target is not finite"):
+        looked_at(broken, sums_dataset(tmp_path / "dataset", 2), tmp_path)
 
 
 def test_parts_are_what_they_are_called(tiny_vlm: Path) -> None:

@@ -36,6 +36,15 @@ def run_for(path: Path, model: Path, dataset: Path, **settings) -> tuple[TrainCo
     return config, run
 
 
+def broken_copy(model: Path, path: Path) -> Path:
+    """The model with one weight that is no number."""
+    shutil.copytree(model, path)
+    weights = load_file(path / "model.safetensors")
+    next(weight for name, weight in weights.items() if "layers.0.mlp" in name)[0, 0] = float("nan")
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sums_dataset(tmp_path_factory.mktemp("sums") / "dataset", 10)
@@ -280,12 +289,7 @@ def test_held_out_numbers_that_are_not_finite_name_step_and_rows(
 def test_a_model_that_is_broken_from_the_start_is_named_by_its_first_look_at_rows(
     tiny_qwen2: Path, sums: Path, tmp_path: Path
 ):
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_qwen2, broken)
-    weights = load_file(broken / "model.safetensors")
-    next(weight for name, weight in weights.items() if "layers.0.mlp" in name)[0, 0] = float("nan")
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    config, run = run_for(tmp_path / "run", broken, sums, max_steps=2)
+    config, run = run_for(tmp_path / "run", broken_copy(tiny_qwen2, tmp_path / "broken"), sums, max_steps=2)
     with pytest.raises(NanLossError, match=r"target is nan at step 0, rows test\.jsonl:1, .*: nothing was trained yet"):
         trainer.train(config, run)
 

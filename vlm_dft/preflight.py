@@ -21,7 +21,7 @@ from vlm_dft import objectives
 from vlm_dft.batches import Corpus, MicroBatch, Plan, Steps, num_loader_workers, open_corpus
 from vlm_dft.config import PreflightConfig, TrainConfig
 from vlm_dft.data.encoding import Encoder
-from vlm_dft.errors import DatasetError, OutOfMemoryError
+from vlm_dft.errors import DatasetError, NanLossError, OutOfMemoryError
 from vlm_dft.forward import Forward
 from vlm_dft.head import IGNORED
 from vlm_dft.heads.chunks import Request, RowResults, compute
@@ -123,6 +123,11 @@ def _look_at(micro_batch: MicroBatch, forward: Forward, loaded: LoadedModel, tal
             f"row {micro_batch.row_ids[0]} with {micro_batch.input_tokens} tokens does not fit into the memory of "
             f"{loaded.device}: lower preflight.max_length_tokens or preflight.pixels.max_pixels"
         ) from None
+    if not results.logp_N.isfinite().all():
+        raise NanLossError(
+            f"row {micro_batch.row_ids[0]}: the probability of a target is not finite: look at the model's weights, "
+            "and at this row"
+        )
     parts = parts_of(labels_M.tolist(), loaded.tokenizer, loaded.end_of_turn_token_id)
     assert results.entropy_N is not None, "it was asked for"
     assert results.correct_N is not None, "it was asked for"
