@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from cli.client import EXIT_FAILED, AsJson, connect, get, messages, out, post, print_json, readable_errors
 from cli.comparison_table import print_comparison
-from cli.requests import Hyperparameters, evaluation_of, parse_pairs, supervised_method
+from cli.requests import Hyperparameters, Lora, evaluation_of, parse_pairs, supervised_method
 from cli.submit import upload
 from cli.watch import TERMINAL
 
@@ -40,7 +40,7 @@ def compare(
     seeds: Annotated[str | None, typer.Option(help="Comma-separated; an arm for each.")] = None,
     validation_file: Annotated[str | None, typer.Option(help="Held-out file or file id.")] = None,
     hyperparameter: Hyperparameters = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
+    lora: Lora = False,
     suffix: Annotated[str | None, typer.Option(help="Goes into the tuned models' names.")] = None,
     benchmarks: Annotated[str | None, typer.Option(help="Comma-separated benchmarks to score afterwards.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,

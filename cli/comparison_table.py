@@ -12,6 +12,7 @@ from cli.client import out
 from cli.sparkline import sparkline
 
 _CURVE_WIDTH = 20
+_MANY_PAIRS = 5
 _SETTINGS = {"objective": "objective", "learning_rate": "rate", "batch_size": "batch", "seed": "seed"}
 _UNLIKE = {
     "same_data": "rows",
@@ -35,6 +36,8 @@ def print_comparison(shown: dict[str, Any], curves: list[dict[str, Any]]) -> Non
         out.print(_scores(benchmark))
         for line in map(pair_line, benchmark["pairs"]):
             out.print(f"  {line}", highlight=False, markup=False)
+        if len(benchmark["pairs"]) >= _MANY_PAIRS:
+            out.print(f"  of {len(benchmark['pairs'])} pairs that are equal, 5 % would seem told apart by chance")
     if any(len(cell["arms"]) > 1 for cell in shown["sweep"]):
         out.print(_sweep(shown["sweep"]))
 

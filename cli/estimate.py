@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.client import AsJson, connect, messages, out, post, print_json, readable_errors
-from cli.requests import Hyperparameters, supervised_method
+from cli.requests import Hyperparameters, Lora, TrainingFile, supervised_method
 from cli.submit import upload
 from cli.watch import duration
 
@@ -17,9 +17,9 @@ _NAMED_ROWS: Final = 3
 
 
 def estimate(
-    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    training_file: TrainingFile,
     model: Annotated[str, typer.Option(help="Base model or ft:... model; `vlm-dft models` lists them.")],
-    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
+    lora: Lora = False,
     hyperparameter: Hyperparameters = None,
     as_json: AsJson = False,
 ) -> None:

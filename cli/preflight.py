@@ -18,7 +18,7 @@ from cli.client import (
     readable_errors,
 )
 from cli.preflight_report import print_report
-from cli.requests import put_pairs
+from cli.requests import Looked, TrainingFile, put_pairs
 from cli.submit import upload
 from cli.watch import wait_quietly
 
@@ -26,13 +26,10 @@ _POLL_SECONDS = 1.0
 
 
 def preflight(
-    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    training_file: TrainingFile,
     model: Annotated[str, typer.Option(help="The model that would be tuned.")],
     rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows to look at.")] = 200,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="max_length_tokens=8192, pixels.max_pixels=200704, seed=1; repeatable."),
-    ] = None,
+    setting: Looked = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at the data with the base model and say which objective suits it, and why."""

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from cli.client import AsJson, connect, messages, out, post, print_json, readable_errors
-from cli.requests import put_pairs
+from cli.requests import Looked, TrainingFile, put_pairs
 from cli.submit import upload
 
 TRAINED_STYLE = "bold green"
@@ -18,14 +18,11 @@ PROMPT_STYLE = "dim"
 
 
 def preview(
-    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    training_file: TrainingFile,
     model: Annotated[str, typer.Option(help="Model whose chat template and tokenizer are used.")],
     rows: Annotated[int, typer.Option(min=1, max=20, help="How many rows.")] = 3,
     first_row: Annotated[int, typer.Option(min=1, help="1: the file's first one.")] = 1,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="max_length_tokens=8192, pixels.max_pixels=200704; repeatable."),
-    ] = None,
+    setting: Looked = None,
     as_json: AsJson = False,
 ) -> None:
     """Print rows as they are trained: trained text green, pictures magenta, the rest dim."""

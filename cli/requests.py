@@ -6,10 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
+TrainingFile = Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")]
+Lora = Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")]
+Looked = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="How it is looked at: max_length_tokens=8192, pixels.max_pixels=200704; repeatable."),
+]
 Hyperparameters = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="A hyperparameter, KEY=VALUE, or another part of method.supervised, pixels.max_pixels=200704."
+        "--set", help="A hyperparameter, KEY=VALUE, or another part, as in pixels.max_pixels=200704; repeatable."
     ),
 ]
 

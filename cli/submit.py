@@ -23,7 +23,7 @@ from cli.client import (
     print_json,
     readable_errors,
 )
-from cli.requests import Hyperparameters, evaluation_of, number_or_word, supervised_method
+from cli.requests import Hyperparameters, Lora, TrainingFile, evaluation_of, number_or_word, supervised_method
 from cli.watch import at_its_end, job_dict
 from vlm_dft.results import RowProblem
 
@@ -34,13 +34,13 @@ _POLL_SECONDS = 1.0
 
 
 def submit(
-    training_file: Annotated[str, typer.Argument(help="A file to upload, or the id of one (file-...).")],
+    training_file: TrainingFile,
     model: Annotated[str, typer.Option(help="Base model or ft:... model; `vlm-dft models` lists them.")],
     objective: Annotated[str, typer.Option(help="nll (SFT), dft, or another of the family.")] = "dft",
     validation_file: Annotated[str | None, typer.Option(help="Held-out file or file id.")] = None,
     suffix: Annotated[str | None, typer.Option(help="Goes into the tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters, rank 8, alpha 16.")] = False,
+    lora: Lora = False,
     hyperparameter: Hyperparameters = None,
     benchmarks: Annotated[str | None, typer.Option(help="Comma-separated benchmarks to score afterwards.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each benchmark.")] = None,

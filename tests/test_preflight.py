@@ -49,7 +49,11 @@ def run_in_a_process(model: Path, dataset: Path, run: RunDir, **settings: Any) -
 def looked_at(model: Path, dataset: Path, tmp_path: Path, **settings: Any) -> PreflightReport:
     (tmp_path / "run").mkdir()
     config = PreflightConfig(model=str(model), dataset=dataset, precision="fp32", **settings)
-    return preflight(config, RunDir(tmp_path / "run"))
+    report = preflight(config, RunDir(tmp_path / "run"))
+    progress = RunDir(tmp_path / "run").read_progress()
+    assert progress is not None
+    assert progress.items_done == progress.items_total == report.num_rows
+    return report
 
 
 def test_counts_equal_those_of_a_plain_softmax(tiny_vlm: Path, tmp_path: Path) -> None:

@@ -52,12 +52,13 @@ def preflight(config: PreflightConfig, run: RunDir, *, stop: StopRequest | None 
     tally = Tally()
     began = time.monotonic()
     forward = Forward(loaded, packing=False)
+    run.write_progress(Progress(phase="running", items_done=0, items_total=steps.plan.total_steps))
     for done, micro_batches in enumerate(steps.read()):
         if stop is not None and stop.requested:
             raise Interrupted(f"asked to stop after {done} rows")
-        run.write_progress(Progress(phase="running", items_done=done, items_total=steps.plan.total_steps))
         for micro_batch in micro_batches:
             _look_at(micro_batch, forward, loaded, tally)
+        run.write_progress(Progress(phase="running", items_done=done + 1, items_total=steps.plan.total_steps))
     if not tally.num_tokens:
         raise DatasetError("no row of the sample has a token to train on: check its assistant turns")
     parts, rows = tally.evidence()

@@ -79,7 +79,7 @@ class Pair(ResponseModel):
     permutation_p: float | None = None
     """Two-sided, whole groups swapped."""
     told_apart: bool | None = None
-    """Whether permutation_p is below 0.05."""
+    """Whether permutation_p is below 0.05. Of twenty pairs that are equal, one is, by chance."""
     fixed: int | None = None
     broken: int | None = None
     both_right: int | None = None
