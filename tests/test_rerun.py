@@ -7,13 +7,15 @@ import json
 import os
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 from api_server import serve, text_row, write_dataset
 from databases import copied_sqlite
 from datasets_for_tests import sums_dataset
-from throwaway import run_python
+from throwaway import run_python, wait_until
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -149,6 +151,9 @@ def test_a_job_that_has_succeeded_has_a_bundle(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = request.getfixturevalue("_sqlite_template")
+    files: list[IO[bytes]] = []
+    nameless = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **where: files.append(nameless(**where)) or files[-1])
     with serve(tmp_path, copied_sqlite(template, tmp_path / "vlm-dft.db")) as api, api.http() as http:
         file_id = api.ready_file(api.client())
         job_id = http.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": file_id}).json()["id"]
@@ -172,3 +177,4 @@ def test_a_job_that_has_succeeded_has_a_bundle(
             assert set(archive.getnames()) == names
         refused = CliRunner().invoke(app, ["bundle", job_id, "--to", str(tmp_path / "none" / "b")])
         assert (refused.exit_code, "cannot be written" in refused.stderr) == (1, True)
+        wait_until(lambda: all(file.closed for file in files), 10, "what nobody reads to its end is closed, too")

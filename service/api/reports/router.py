@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import DatabaseNow, Project, SettingsNow
 from service.api.reports.bundle import write_bundle
@@ -63,14 +63,23 @@ def job_bundle(
         "content-length": str(file.tell()),
         "content-disposition": f'attachment; filename="{job_id}-bundle.tar.gz"',
     }
-    return StreamingResponse(_chunks(file), media_type="application/gzip", headers=headers)
+    return _Stored(file, headers)
 
 
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    with file:
+class _Stored(StreamingResponse):
+    """A file as it was written, which is closed with the answer, also when nobody reads that."""
+
+    def __init__(self, file: IO[bytes], headers: dict[str, str]) -> None:
         file.seek(0)
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+        chunks = iter(lambda: file.read(_CHUNK_BYTES), b"")
+        super().__init__(chunks, media_type="application/gzip", headers=headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
 
 
 def _rows(database: Database, project: str, job_id: str) -> tuple[Job, list[Attempt]]:
