@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from vlm_dft import trainer
 from vlm_dft.config import LoraConfig, ObjectiveConfig, RunConfig, TrainConfig
 from vlm_dft.errors import CheckpointError
+from vlm_dft.interruption import Interrupted, StopRequest
 from vlm_dft.results import RunResult
 from vlm_dft.run_dir import RunDir
 
@@ -264,6 +265,26 @@ def test_a_run_that_died_after_its_last_step_only_exports(finished: RunDir, tmp_
     assert (result.steps, result.resumed_from_step) == (4, 4)
     assert not run.metrics_path.exists()
     assert_same_weights(weights_of(run), weights_of(finished))
+
+
+def test_asked_to_stop_while_it_measures_at_the_end_it_measures_when_it_goes_on(
+    finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    held_out = sums_dataset(tmp_path / "held-out", 2)
+    config, run = resumed(finished, tmp_path / "run", validation_dataset=held_out)
+    stop, measure = StopRequest(), trainer.Optimization.measure
+
+    def asked_at_the_last_step(optimization, micro_batches):
+        stop.requested = run.read_metrics()[-1:] != [] and run.read_metrics()[-1]["step"] == 4
+        return measure(optimization, micro_batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Optimization, "measure", asked_at_the_last_step)
+        with pytest.raises(Interrupted, match="after step 4"):
+            trainer.train(config, run, stop=stop)
+    assert "valid_nll" not in run.read_metrics()[-1]
+    result = trainer.train(config.model_copy(update={"resume_from": None}), run)
+    assert (result.resumed_from_step, result.valid_nll_after) == (4, run.read_metrics()[-1]["valid_nll"])
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])

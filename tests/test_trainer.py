@@ -244,6 +244,16 @@ def test_a_dataset_of_masked_rows_alone_is_refused(tiny_qwen2: Path, tmp_path: P
         trainer.train(config, run)
 
 
+def test_held_out_rows_without_a_token_to_measure_are_refused_and_no_loss_of_zero(
+    tiny_qwen2: Path, sums: Path, tmp_path: Path
+):
+    masked = sums_dataset(tmp_path / "masked", 2, masked=[0, 1])
+    config, run = run_for(tmp_path / "run", tiny_qwen2, sums, validation_dataset=masked)
+    with pytest.raises(DatasetError, match=r"no row of .*masked has a token to measure"):
+        trainer.train(config, run)
+    assert not run.metrics_path.exists()
+
+
 def test_everything_frozen_is_refused(tiny_qwen2: Path, sums: Path, tmp_path: Path):
     config, run = run_for(tmp_path, tiny_qwen2, sums, freeze={"language_model": True})
     with pytest.raises(ConfigError, match="nothing is left to train"):

@@ -132,7 +132,11 @@ class _Training:
             self._probe()
             self._stop_if_asked()
             self._measure_accuracy()
-        if self._has_stopped_growing:
+        ended = self._has_stopped_growing or self.state.step == self.plan.total_steps
+        if ended and self.state.valid_step != self.state.step:
+            self._validate()  # an earlier attempt was asked to stop in the middle of that
+            self._stop_if_asked()
+        if ended:
             return
         finished = time.monotonic()
         for micro_batches in self.steps.read(self.state.step):
@@ -199,6 +203,10 @@ class _Training:
         if not counts.are_finite:
             bad = [row for one, some in zip(measured, rows, strict=True) if not one.isfinite().all() for row in some]
             self.optimization.raise_not_finite(f"held-out loss is {counts.nll}", self.state.step, bad)
+        if not counts.num_tokens:
+            raise DatasetError(
+                f"no row of {self.config.validation_dataset} has a token to measure: check its assistant turns"
+            )
         metrics = validation_metrics(counts, self.state.step)
         update = {"valid_nll": metrics.valid_nll, "valid_step": metrics.step}
         if metrics.step == self.state.best_step:
