@@ -167,8 +167,8 @@ def test_a_client_that_leaves_leaves_nothing(api: Api) -> None:
         head = f"POST /v1/files HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 2000000\r\n"
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE_PART[:-3])
         connection.sendall(b"x" * 10_000)
-        wait_until(lambda: api.stored_names(), 5, "the upload has begun")
-    wait_until(lambda: not api.stored_names(), 5, "the temporary file is gone")
+        wait_until(lambda: api.stored_names(), 20, "the upload has begun")
+    wait_until(lambda: not api.stored_names(), 20, "the temporary file is gone")
     assert api.count(File) == 0
 
 

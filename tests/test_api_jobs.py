@@ -259,8 +259,8 @@ def test_a_submit_publishes_its_wake_up_and_survives_a_dead_broker(tmp_path: Pat
         submit(api, api.ready_file(api.client()))
         messages = api.settings.data / "queue" / "messages"
         # For the validation, and for the job; sent after the answer.
-        wait_until(lambda: len(list(messages.iterdir())) == 2, 5, "both wake-ups")
-        wait_until(lambda: api.count(Outbox) == 0, 5, "an empty outbox")
+        wait_until(lambda: len(list(messages.iterdir())) == 2, 20, "both wake-ups")
+        wait_until(lambda: api.count(Outbox) == 0, 20, "an empty outbox")
     models = tmp_path / "up" / "models"
     with serve(tmp_path / "down", url, broker_url="redis://127.0.0.1:1/0", models_dir=models) as api:
         file_id = api.ready_file(api.client())

@@ -85,6 +85,6 @@ def test_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) ->
     program = Program("deaf", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
     child = Child(program, print)
     child.tend()
-    wait_until(lambda: program.log_path.read_text(), 5, "it ignores signals now")
+    wait_until(lambda: program.log_path.read_text(), 20, "it ignores signals now")
     assert stop_all([child], 0.2, hurry=lambda: False) == ["deaf"]
     assert child.has_ended()

@@ -157,10 +157,10 @@ def test_stopped_up_keeps_the_running_job_and_a_second_interrupt_kills(
         assert steps == list(range(1, 41)), "no step twice"
         jobs.wait_for_step(jobs.submit(steps=1000, stubborn=True), 2)
         service.process.send_signal(signal.SIGINT)
-        wait_until(lambda: service.output.read_text().count("stopping") == 2, 5, "the first interrupt drains")
+        wait_until(lambda: service.output.read_text().count("stopping") == 2, 20, "the first interrupt drains")
         service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(3) == 1, "the second one kills at once"
-        wait_until(lambda: service.family() == [], 3, "everything is gone")
+        assert service.process.wait(10) == 1, "the second one kills at once"
+        wait_until(lambda: service.family() == [], 10, "everything is gone")
         jobs.stop()
     finally:
         service.kill()
@@ -173,7 +173,7 @@ def test_killed_up_takes_every_process_along(settings: Settings, path_with_redis
     jobs.wait_for_step(job_id, 2)
     assert len(service.family()) >= 7
     service.kill()
-    wait_until(lambda: service.family() == [], 3, "everything is gone")
+    wait_until(lambda: service.family() == [], 10, "everything is gone")
     jobs.stop()
 
 

@@ -145,7 +145,7 @@ def test_leftover_of_the_process_group_is_killed_when_the_trainer_ends(stack: St
     job_id = stack.submit()
     assert run(stack) == Outcome.RECOVERING
     child = int((stack.settings.runs_dir / job_id / "attempt-1" / "child").read_text())
-    wait_until(lambda: not is_alive(child), 1, "the child is gone")
+    wait_until(lambda: not is_alive(child), 10, "the child is gone")
 
 
 def test_typed_failure_of_the_user_is_final_and_one_of_the_machine_is_tried_again(stack: Stack) -> None:

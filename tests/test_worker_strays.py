@@ -24,7 +24,7 @@ def trainer(run_dir: Path, seconds: float = 60) -> Iterator[subprocess.Popen[byt
     run_dir.mkdir(parents=True)
     process = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})", run_dir])
     try:
-        wait_until(lambda: run_dir_of(process.pid, run_dir.parent), 5, "its command line shows")
+        wait_until(lambda: run_dir_of(process.pid, run_dir.parent), 20, "its command line shows")
         yield process
     finally:
         process.kill()
