@@ -8,6 +8,7 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets_for_tests import metrics_of, shapes_dataset, sums_dataset
@@ -57,14 +58,20 @@ def wait_for_step(run: RunDir, step: int, process: BaseProcess) -> None:
 
 @pytest.fixture(scope="module", params=["full", "lora-packed"])
 def uninterrupted(request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A finished run: dft on pictures and text, all trained, or LoRA with dropout and packs; validation on the way."""
+    """A finished run: dft on pictures and text, all trained, or LoRA with dropout and packs; validation on the way.
+
+    With decoded pictures in a cache, or a frozen tower's features, and a benchmark that is asked in between.
+    """
     root = tmp_path_factory.mktemp(f"resume-{request.param}")
     dataset = shapes_dataset(root / "dataset", 9, masked=[2])
-    kind = (
-        {"freeze": {"vision_tower": False, "merger": False}, "micro_batch_size": 2}
-        if request.param == "full"
-        else {"adapter": LoraConfig(r=4, dropout=0.1), "packing": True, "pack_length_tokens": 170}
-    )
+    cache = {"directory": root / "cache"}
+    kind: dict[str, Any] = {
+        "full": {"freeze": {"vision_tower": False, "merger": False}, "micro_batch_size": 2, "patch_cache": cache},
+        "lora-packed": {"adapter": LoraConfig(r=4, dropout=0.1), "packing": True, "pack_length_tokens": 170}
+        | {"vision_cache": cache},
+    }[request.param]
+    questions = root / "questions.jsonl"
+    questions.write_text('{"question": "2 + 2", "answer": "4", "scoring": "number"}\n')
     config = TrainConfig(
         model=str(tiny_vlm),
         dataset=dataset,
@@ -78,6 +85,11 @@ def uninterrupted(request: pytest.FixtureRequest, tiny_vlm: Path, tmp_path_facto
         sample_rows=2,
         sample_max_new_tokens=4,
         precision="fp32",
+        accuracy_probe={
+            "benchmark": {"name": "probe", "kind": "custom", "path": questions},
+            "every_steps": 10,
+            "generation": {"max_new_tokens": 2},
+        },
         **kind,
     )
     run = RunDir(root / "uninterrupted")
