@@ -290,12 +290,12 @@ def test_unknown_jobs_and_pages_say_so(browser: Browser, api: Api) -> None:
             expect(opened.page.get_by_role("heading", level=1)).to_have_text("There is no such page")
 
 
-def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(
+def test_a_key_is_asked_for_kept_in_the_tab_revoked_and_forgotten(
     browser: Browser, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = copied_sqlite(request.getfixturevalue("_sqlite_template"), tmp_path / "vlm-dft.db")
     with serve(tmp_path, url, api_key="sk-of-the-test") as api, tab(browser, api.url) as opened:
-        opened.expected_statuses = {401}
+        opened.expected_statuses = {401, 403}
         page = opened.open("#/")
         expect(page.get_by_role("heading", level=1)).to_have_text("This service asks for a key")
         page.get_by_label("API key").fill("wrong")
@@ -313,6 +313,18 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(
         page.get_by_role("button", name="Make it").click()
         expect(page.get_by_role("alert")).to_contain_text("It is shown this once")
         expect(page.get_by_role("row", name=re.compile("laptop"))).to_contain_text("active")
+        (laptop,) = api.http("sk-of-the-test").get("/v1/api_keys").json()["data"]
+        page.get_by_label("API key", exact=True).fill(page.get_by_role("alert").locator("code").inner_text())
+        page.get_by_role("button", name="Use", exact=True).click()
+        expect(page.get_by_role("region", name="Keys of this service")).to_contain_text("needs the scope 'admin'")
+        page.get_by_role("link", name="Queue").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Queue")
+        api.http("sk-of-the-test").delete(f"/v1/api_keys/{laptop['id']}").raise_for_status()
+        expect(page.get_by_role("heading", level=1)).to_have_text("This service asks for a key", timeout=20_000)
+        expect(page.get_by_role("alert")).to_contain_text("was revoked or has expired")
+        page.get_by_label("API key").fill("sk-of-the-test")
+        page.get_by_role("button", name="Use this key").click()
+        page.get_by_role("link", name="Keys").click()
         page.get_by_role("button", name="Forget it").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("This service asks for a key")
 
