@@ -8,7 +8,7 @@ import typer
 
 from cli.client import AsJson, connect, out, post, print_json, readable_errors
 from cli.requests import number_or_word, put_pairs
-from cli.watch import job_path
+from cli.watch import fine_tuning_path
 
 JobId = Annotated[str, typer.Argument(help="ftjob-...")]
 
@@ -49,13 +49,13 @@ def priority(
 ) -> None:
     """Let a waiting job go earlier or later: a higher number goes first."""
     with readable_errors():
-        job = connect().patch(job_path(job_id), cast_to=object, body={"priority": number_or_word(value)})
+        job = connect().patch(fine_tuning_path(job_id), cast_to=object, body={"priority": number_or_word(value)})
     _show(job, as_json)
 
 
 def _ask(job_id: str, what: str, as_json: bool, body: dict[str, Any] | None = None) -> None:
     with readable_errors():
-        job = post(connect(), f"{job_path(job_id)}/{what}", body or {})
+        job = post(connect(), f"{fine_tuning_path(job_id)}/{what}", body or {})
     _show(job, as_json)
 
 

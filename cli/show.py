@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from cli.client import AsJson, connect, get, out, post, print_json, readable_errors
 from cli.sparkline import bars
-from cli.watch import TERMINAL, job_path, wait_quietly
+from cli.watch import TERMINAL, fine_tuning_path, job_path, wait_quietly
 
 _FOLLOW_SECONDS = 1.0
 
@@ -51,7 +51,7 @@ def _new_part(before: str, after: str) -> str:
 def histograms(job_id: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
     """Show how probable the targets of the probe's rows were, step by step: p from 0 on the left to 1 on the right."""
     with readable_errors():
-        answer = get(connect(), f"{job_path(job_id)}/histograms")
+        answer = get(connect(), f"{fine_tuning_path(job_id)}/histograms")
     if as_json:
         print_json(answer)
         return

@@ -63,9 +63,17 @@ def follow(client: openai.OpenAI, job_id: str, poll_seconds: float) -> dict[str,
 
 
 def job_path(job_id: str) -> str:
-    """Path of a fine-tuning job, an evaluation or a preflight, by its id's prefix."""
-    kinds = {"eval": "evaluations", "preflight": "fine_tuning/preflights"}
+    """Path of a fine-tuning job, an evaluation, a preflight or a comparison, by its id's prefix."""
+    kinds = {"eval": "evaluations", "preflight": "fine_tuning/preflights", "ftcmp": "fine_tuning/comparisons"}
     return f"/{kinds.get(job_id.partition('-')[0], 'fine_tuning/jobs')}/{job_id}"
+
+
+def fine_tuning_path(job_id: str) -> str:
+    """The same of what only a fine-tuning has. Raises BadParameter for another kind's id."""
+    path = job_path(job_id)
+    if not path.startswith("/fine_tuning/jobs/"):
+        raise typer.BadParameter(f"only a fine-tuning (ftjob-...) has this, not {job_id}")
+    return path
 
 
 def _print_events(client: openai.OpenAI, path: str, after_seq: int) -> int:

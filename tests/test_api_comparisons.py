@@ -368,6 +368,9 @@ def test_commands_print_json_and_nothing_else(
     assert (refused.exit_code, "--seeds makes a new comparison" in refused.stderr) == (2, True)
     refused = CliRunner().invoke(app, ["watch", "ftjob-none"])
     assert (refused.exit_code, refused.stdout) == (1, "")
+    refused = CliRunner().invoke(app, ["pause", compared["id"]])
+    assert (refused.exit_code, "only a fine-tuning (ftjob-...) has this" in refused.stderr) == (2, True)
+    assert run("cancel", compared["id"])["status"] == "cancelled"
     arms = ["--arm", "sft=nll", "--arm", "floor=dft,weight_floor=0.1,learning_rate=1e-4"]
     compared = run("compare", file_id, "--model", "tiny", "--no-watch", *arms)
     assert {each["field"]: each["values"]["floor"] for each in compared["differences"]} == {

@@ -264,6 +264,8 @@ def test_a_preflight_can_be_cancelled_and_refuses_what_a_job_refuses(api: Api) -
     made: Any = client.post("/fine_tuning/preflights", cast_to=object, body={"model": "tiny", "training_file": file_id})
     ended: Any = client.post(f"/fine_tuning/preflights/{made['id']}/cancel", cast_to=object)
     assert ended["status"] == "cancelled"
+    assert api.http().get(f"/v1/fine_tuning/preflights/{ended['id']}/logs").json()["text"] == ""
+    assert api.http().get(f"/v1/fine_tuning/jobs/{ended['id']}/logs").status_code == 404
     for wrong in ({"model": "none"}, {"num_rows": 0}, {"rows": 5}):
         body = {"model": "tiny", "training_file": file_id, **wrong}
         with pytest.raises(openai.BadRequestError, match=next(iter(wrong))):

@@ -10,10 +10,9 @@ from service.api.evaluations.catalog import Benchmark, show_benchmark
 from service.api.evaluations.requests import CreateEvaluation
 from service.api.evaluations.resolve import resolve_evaluation
 from service.api.evaluations.view import Evaluation, show_evaluation
-from service.api.fine_tuning.outputs import AttemptNumber, TailBytes
+from service.api.fine_tuning.outputs import AttemptNumber, TailBytes, log_of
 from service.api.fine_tuning.responses import JobLog
 from service.api.once import SubmissionNow
-from service.api.runs import log_tail
 from service.api.schemas import ListPage
 from service.jobs import store
 from service.jobs.phases import Kind, Queue
@@ -80,11 +79,7 @@ def evaluation_log(
     attempt: AttemptNumber = None,
 ) -> JobLog:
     """The end of what the evaluation printed; empty before anything ran."""
-    with database.read() as s:
-        store.get_job(s, project, evaluation_id, Kind.EVALUATION)
-        attempts = store.list_attempts(s, evaluation_id)
-    number, text = log_tail(attempts, attempt, tail_bytes)
-    return JobLog(job_id=evaluation_id, attempt=number, text=text)
+    return log_of(database, project, evaluation_id, Kind.EVALUATION, tail_bytes, attempt)
 
 
 router.include_router(predictions.router)

@@ -189,8 +189,13 @@ def job_log(
     attempt: AttemptNumber = None,
 ) -> JobLog:
     """The end of what the trainer printed; empty before anything ran."""
+    return log_of(database, project, job_id, Kind.FINE_TUNING, tail_bytes, attempt)
+
+
+def log_of(database: Database, project: str, job_id: str, kind: Kind, tail_bytes: int, attempt: int | None) -> JobLog:
+    """Of a job of any kind. Raises NotFoundError."""
     with database.read() as s:
-        store.get_job(s, project, job_id, Kind.FINE_TUNING)
+        store.get_job(s, project, job_id, kind)
         attempts = store.list_attempts(s, job_id)
     number, text = log_tail(attempts, attempt, tail_bytes)
     return JobLog(job_id=job_id, attempt=number, text=text)

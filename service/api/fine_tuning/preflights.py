@@ -9,6 +9,8 @@ from sqlalchemy.orm import Session
 
 from service.api.dependencies import After, DatabaseNow, Limit, Project, RegistryNow, SettingsNow
 from service.api.fine_tuning.data import model_and_file, need_sight
+from service.api.fine_tuning.outputs import AttemptNumber, TailBytes, log_of
+from service.api.fine_tuning.responses import JobLog
 from service.api.jobs import (
     JobError,
     ProgressState,
@@ -106,6 +108,18 @@ def cancel_preflight(preflight_id: str, project: Project, database: DatabaseNow,
     """Cancel: a waiting preflight ends at once, a running one within seconds."""
     with database.write() as s:
         return show_preflight(s, store.cancel(s, project, preflight_id, Kind.PREFLIGHT), settings)
+
+
+@router.get("/{preflight_id}/logs")
+def preflight_log(
+    preflight_id: str,
+    project: Project,
+    database: DatabaseNow,
+    tail_bytes: TailBytes = 16384,
+    attempt: AttemptNumber = None,
+) -> JobLog:
+    """The end of what the preflight printed; empty before anything ran."""
+    return log_of(database, project, preflight_id, Kind.PREFLIGHT, tail_bytes, attempt)
 
 
 def _resolve(
