@@ -145,7 +145,8 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted: RunDir, tmp_path
 
 @pytest.mark.chaos
 def test_asked_to_stop_it_finishes_the_step_and_goes_on_later_from_there(uninterrupted: RunDir, tmp_path: Path):
-    run = copy_of(uninterrupted, tmp_path / "run")
+    # Without a checkpoint of its own accord: the one there is, was written because it was asked to stop.
+    run = copy_of(uninterrupted, tmp_path / "run", checkpoint_every_steps=1000)
     process = start_trainer(run)
     wait_for_step(run, 9, process)
     process.terminate()
@@ -153,7 +154,7 @@ def test_asked_to_stop_it_finishes_the_step_and_goes_on_later_from_there(uninter
     result = run.read_result()
     assert result is not None
     assert (result.status, result.train) == ("interrupted", None)
-    last = run.complete_checkpoints()[-1]
+    (last,) = run.complete_checkpoints()
     assert last.step == run.read_metrics()[-1]["step"] >= 9
     # In the same directory: nothing names the checkpoint, the newest is found.
     finish(run)
@@ -271,6 +272,17 @@ def test_what_a_killed_process_left_half_written_is_removed_and_not_resumed_from
     assert not left.exists()
 
 
+def test_what_was_told_after_the_last_checkpoint_is_not_told_twice(finished: RunDir, tmp_path: Path):
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished.path, run.path)
+    for step in (3, 4):
+        shutil.rmtree(run.checkpoint_path(step))
+    config = run.read_config().train
+    assert config is not None
+    assert trainer.train(config, run).resumed_from_step == 2
+    assert metrics_of(run.metrics_path) == metrics_of(finished.metrics_path)
+
+
 def test_a_run_that_died_after_its_last_step_only_exports(finished: RunDir, tmp_path: Path):
     config, run = resumed(finished, tmp_path / "run", resume_from=finished.checkpoint_path(4))
     result = trainer.train(config, run)
@@ -315,7 +327,7 @@ def test_complete_json_holds_step_metrics_and_configuration_hash(finished: RunDi
     assert len(marker["config_sha256"]) == 64
 
 
-def test_two_ranks_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
+def test_two_ranks_of_which_one_is_asked_to_stop_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
     dataset = shapes_dataset(tmp_path / "dataset", 9, masked=[2], text_every=2)
     config = TrainConfig(
         model=str(tiny_vlm),
@@ -323,8 +335,8 @@ def test_two_ranks_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
         validation_dataset=dataset,
         objective={"name": "iw_sft"},  # asks for whole answers, and for the base model's numbers, gathered over ranks
         batch_size=4,
-        max_steps=6,
-        checkpoint_every_steps=3,
+        max_steps=8,
+        checkpoint_every_steps=8,
         learning_rate=1e-3,
         sample_rows=3,
         sample_max_new_tokens=4,
@@ -335,9 +347,13 @@ def test_two_ranks_train_as_one_process_does(tiny_vlm: Path, tmp_path: Path):
         run.create(RunConfig(run_id="ranks", train=config))
     finish(alone)
     ranks = start_ranks(run_main, str(together.path), count=2, log=together.log_path)
+    wait_for_step(together, 1, ranks[0])
+    ranks[1].terminate()  # one is told, both stop after the same step
+    assert [exit_code(rank) for rank in ranks] == [75, 75], together.log_tail()
+    ranks = start_ranks(run_main, str(together.path), count=2, log=together.log_path)
     assert [exit_code(rank) for rank in ranks] == [0, 0], together.log_tail()
     one, two = metrics_of(alone.metrics_path), metrics_of(together.metrics_path)
-    assert len(one) == len(two) == 6 + 3
+    assert len(one) == len(two) == 8 + 2
     assert said(together)[:3] == said(alone)[:3]  # before the first step: later their weights differ by rounding
     assert [(a["step"], a["row_id"]) for a in said(together)] == [(a["step"], a["row_id"]) for a in said(alone)]
     for expected, found in zip(one, two, strict=True):
