@@ -78,6 +78,12 @@ def shapes_dataset(path: Path, count: int = 8, *, masked: Sequence[int] = (), te
     return write_dataset(path, rows)
 
 
+def one_picture_dataset(path: Path, count: int, *, masked: Sequence[int] = ()) -> Path:
+    """Text rows, but for the first: over several ranks, only one of them has a picture."""
+    rows = [text_row(n, f"What is {n} + 1?", str(n + 1) + ", so" * n, train=n not in masked) for n in range(1, count)]
+    return write_dataset(path, [picture_row(0, path), *rows])
+
+
 def metrics_of(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl without what no two runs share, times and memory, and without what is None."""
     varying = {"time", "tokens_per_second", "samples_per_second", "peak_memory_gib", "data_wait_share"}

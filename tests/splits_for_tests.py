@@ -149,6 +149,9 @@ def numbers_of(
     optimization = Optimization(problem.loaded, problem.config(objective, packing=pack_length is not None), ranks, 1)
     layout = {"micro_batch_size": micro_batch_size, "pack_length": pack_length, "num_ranks": ranks.count}
     share = shares_of(problem, optimization, **layout)[ranks.rank]
+    if problem.loaded.is_vision and ranks.count > 1:
+        have_pictures = ranks.gather(any("pixel_values" in micro_batch.inputs for micro_batch in share))
+        assert sorted(have_pictures) == [False, True]
     model = base_of(problem.loaded.model)
     model.zero_grad(set_to_none=True)
     model.train()

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from datasets_for_tests import metrics_of, shapes_dataset, sums_dataset
+from datasets_for_tests import metrics_of, one_picture_dataset, shapes_dataset, sums_dataset
 from gradients_for_tests import config_of, gradient_of, relative, save_sharded_gradients
 from processes_for_tests import exit_code, run_main, start_ranks
 
@@ -25,8 +25,8 @@ from vlm_dft.run_dir import RunDir
 
 
 def problems(directory: Path, tiny_vlm: Path, tiny_llama: Path) -> dict[str, TrainConfig]:
-    """5 rows over 2 ranks: unequal numbers of micro-batches, pictures on one rank while the other has none."""
-    shapes = shapes_dataset(directory / "shapes", 5, masked=[1], text_every=2)
+    """5 rows over 2 ranks: unequal numbers of micro-batches, a picture on one rank while the other has none."""
+    shapes = one_picture_dataset(directory / "shapes", 5, masked=[1])
     sums = sums_dataset(directory / "sums", 5, masked=[2])
     return {
         "vision": config_of(tiny_vlm, shapes, "dft"),

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from datasets_for_tests import shapes_dataset, sums_dataset
+from datasets_for_tests import one_picture_dataset, shapes_dataset, sums_dataset
 from gradients_for_tests import relative
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -114,8 +114,8 @@ def test_held_out_numbers_do_not_depend_on_the_split_either(objective: str, prob
 
 
 def test_two_processes_give_the_gradients_and_held_out_numbers_of_one(tiny_vlm: Path, tiny_llama: Path, tmp_path: Path):
-    # 7 rows over 2 ranks: unequal numbers of micro-batches, pictures on one rank while the other has none.
-    shapes = shapes_dataset(tmp_path / "shapes", ROWS, masked=[1], text_every=2)
+    # 7 rows over 2 ranks: unequal numbers of micro-batches, a picture on one rank while the other has none.
+    shapes = one_picture_dataset(tmp_path / "shapes", ROWS, masked=[1])
     sums = sums_dataset(tmp_path / "sums", ROWS, masked=[2])
     out, log = tmp_path / "numbers.pt", tmp_path / "log.txt"
     paths = [str(tiny_vlm), str(shapes), str(tiny_llama), str(sums)]
