@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from vlm_dft.tiny import build_tiny_vlm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
 
-STEPS = "method.supervised.hyperparameters.max_steps"
 MATHVISION_ITEM = {
     "id": "1",
     "question": "Which colour is the disc?\n<image1>",
@@ -117,14 +115,7 @@ def test_paused_job_lets_another_train_and_ends_with_the_same_weights(service: R
     first, second = extension(client, f"/fine_tuning/jobs/{paused}/attempts")["data"]
     assert first["exit_reason"] == "paused"
     assert 2 <= second["resumed_from_step"] < 60
-
-    endless = re.search(r"(ftjob-\w+)", service.run_here("clone", twin, "--set", f"{STEPS}=100000").stdout)[1]
-    assert job(endless)["cloned_from"] == twin
-    wait_until(lambda: (job(endless)["progress"] or {"step": 0})["step"] >= 1, 90, "a step", interval=0.05)
-    asked = time.monotonic()
-    jobs.cancel(endless)
-    assert wait_until(lambda: ended(client, endless), 30, "its end", interval=0.1).status == "cancelled"
-    assert time.monotonic() - asked < 30
+    assert job(twin)["cloned_from"] == paused
     assert not any(worker["busy"] for worker in extension(client, "/workers")["data"]), "the device is free"
 
 
@@ -185,7 +176,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(service: RunningService) 
     assert "VLM_DFT_BROKER_URL" in answer.stdout
     assert "base models: tiny-vl" in answer.stdout
     assert "ok      service" in answer.stdout
-    found = json.loads(service.run("doctor", "--json").stdout)
+    found = json.loads(service.run_here("doctor", "--json").stdout)
     assert (found["ok"], found["data"][0]["name"]) == (True, "python")
 
 
