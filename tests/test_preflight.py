@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import subprocess
@@ -195,6 +196,26 @@ def test_dft_is_advised_only_where_there_is_something_to_leave_out() -> None:
 
 def share_of(row: dict[str, Any]) -> float:
     return verdict_of(row).evidence["share_of_words_p_below_01"]
+
+
+def test_what_would_change_a_verdict_would_and_to_what_it_says() -> None:
+    first = {task: next(row for row in ROWS if row["task"] == task) for task in ("blank", "clean", "facts", "weak")}
+    assert [change.partition(" (now")[0] for change in verdict_of(first["blank"]).would_change] == [
+        "less than 75% of words with a probability below 0.1"
+    ]
+    assert verdict_of(first["blank"]).would_change[0].endswith("then dft with weight_floor 0.1")
+    assert any(change.endswith("then dft") for change in verdict_of(first["facts"]).would_change)
+    # Better digits alone leave an answer without noise nothing to leave out.
+    clean = copy.deepcopy(first["clean"])
+    clean["evidence"]["digits"]["mean_p"] = 0.5
+    verdict = verdict_of(clean)
+    assert verdict.label == "power with alpha 0.5"
+    (digits,) = (change for change in verdict.would_change if change.startswith("digits"))
+    assert digits == "digits with a mean probability of at least 0.7 (now 0.500): then nll (SFT)"
+    for row in ROWS:
+        verdict = verdict_of(row)
+        assert verdict.would_change
+        assert not any(change.endswith(f"then {verdict.label}") for change in verdict.would_change)
 
 
 def test_a_bound_chosen_without_a_seed_is_right_on_that_seed() -> None:
