@@ -40,7 +40,7 @@ function known(chart) {
 function draw(chart) {
   const series = known(chart);
   const drawn = series.filter((one) => one.points.length);
-  show(chart.legend, ...series.map((one) => entry(one, chart.format)));
+  show(chart.legend, ...(drawn.length ? series.map((one) => entry(one, chart.format)) : []));
   if (!drawn.length) {
     chart.picture.replaceChildren();
     chart.picture.setAttribute("viewBox", "0 0 300 20");
