@@ -137,7 +137,7 @@ class _Decision:
         return [
             f"The model gives {self.new_content:.0%} of your words ({self.improbable_words} of {self.num_words}) a "
             f"probability below 0.1: to it they are new, and DFT would discard "
-            f"{self.parts['all'].dft_discards or 0.0:.0%} of the gradient, mostly that of these words. SFT learns them.",
+            f"{self.parts['all'].dft_discards or 0.0:.0%} of the gradient, most of it of these words. SFT learns them.",
         ]
 
     def _known_content(self) -> list[str]:
