@@ -2,7 +2,8 @@
 
 Loads or resumes, measures held-out loss, steps, writes checkpoints, stops when asked, exports. How a step works is
 ``vlm_dft.optimization``'s, what it is made of ``vlm_dft.batches``'s. Interrupted equals uninterrupted, bit for bit on
-one device: a step depends on weights, optimizer, schedule and its own number, and on nothing else.
+one device: a step depends on weights, optimizer, schedule and its own number, and on nothing else. (On a GPU as far as
+its kernels repeat themselves: FlashAttention's backward pass sums in any order.)
 Knows nothing about queues, leases or result.json.
 """
 
