@@ -44,10 +44,12 @@ _GROUPED: Final = _grouped(varlen_attn)
 
 
 def pack_arguments(segment_lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """What a model takes beside a pack, under the names that transformers gives them; no kernel has to ask for them."""
+    """What a model takes beside a pack, and hands on to every attention; no kernel has to ask for it.
+
+    Not by transformers' names: 5.17 gives these to the vision tower too, which has such arguments of its own.
+    """
     ends_S1 = torch.tensor((0, *segment_lengths)).cumsum(0).to(device, torch.int32, non_blocking=True)
-    longest = max(segment_lengths)
-    return {"cu_seq_lens_q": ends_S1, "cu_seq_lens_k": ends_S1, "max_length_q": longest, "max_length_k": longest}
+    return {"pack_ends_S1": ends_S1, "longest_in_pack": max(segment_lengths)}
 
 
 def use_packed_attention(model: PreTrainedModel, *, vision: bool = False) -> None:
@@ -72,25 +74,29 @@ def packed_attention(
     value_BKTD: Tensor,
     attention_mask: Tensor | None,
     *,
+    pack_ends_S1: Tensor | None = None,
+    longest_in_pack: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: B x T x H x D. cu_seq_lens_q: ends of the samples, when B is one pack.
+    """What transformers calls in each layer: B x T x H x D. pack_ends_S1: ends of the samples, when B is one pack.
 
-    A vision tower gives it the ends of its pictures, or of their windows, in which every patch sees every other.
+    A vision tower gives cu_seq_lens_q, the ends of its pictures, or of their windows, in which every patch sees every
+    other; it is handed those of the language model's pack as well.
     """
-    heads = (query_BHTD, key_BKTD, value_BKTD)
-    if cu_seq_lens_q is None:
+    heads: tuple[Tensor, ...] = (query_BHTD, key_BKTD, value_BKTD)
+    ends_S1, longest = (pack_ends_S1, longest_in_pack) if cu_seq_lens_q is None else (cu_seq_lens_q, max_length_q)
+    if ends_S1 is None:
         return sdpa_attention_forward(module, *heads, attention_mask, **arguments)
     assert attention_mask is None, "a pack has no padding to mask"
     heads = _as_autocast(*heads)
     if _flash_serves(heads[0]) and not arguments.get("dropout"):
-        assert max_length_q is not None, "pack_arguments gives both"
+        assert longest is not None, "it comes with the ends"
         causal = arguments.get("is_causal")
         causal = module.is_causal if causal is None else causal
-        return _flash(heads, cu_seq_lens_q, max_length_q, scaling=arguments["scaling"], causal=bool(causal)), None
-    lengths = cu_seq_lens_q.diff().tolist()
+        return _flash(heads, ends_S1, longest, scaling=arguments["scaling"], causal=bool(causal)), None
+    lengths = ends_S1.diff().tolist()
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in heads)
     parts = [
         sdpa_attention_forward(module, query, key, value, None, **arguments)[0]
