@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test chaos contract up lint clean
+.PHONY: demo test bench chaos contract up lint clean
 
 # The stamp is newer than what decides the installation, so nothing is installed twice.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -29,6 +29,11 @@ lint: $(VENV)/installed
 
 test: lint
 	$(BIN)/pytest -n auto --maxprocesses 4
+
+# Every benchmark, one JSON line each, beside the peers it names: on a machine that does nothing else.
+bench: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[dev,peers]'
+	$(BIN)/python -m benchmarks all
 
 # Minutes of faults over both stacks together; the README's figure: make chaos MINUTES=30 SEED=1
 chaos: $(VENV)/installed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from typing import Any
 from benchmarks.rounding import rounded
 
 NAMES = ("api", "head", "head-memory", "step", "packing", "invariance", "input", "resume", "generate")
+BESIDE_PEERS = ("head", "head-memory", "step", "invariance", "input")
 COMMANDS = ("chaos", "contract")
 """With arguments of their own and without a ratio; not part of ``all``."""
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("OMP_NUM_THREADS") != "1":
         # Read when torch is loaded, by every library it brings.
         return _run_alone(given.name, options)
+    if given.name in BESIDE_PEERS and not importlib.util.find_spec("trl"):
+        print(
+            f"{given.name} measures TRL beside us, which is not installed: pip install -e '.[peers]'", file=sys.stderr
+        )
+        return 1
     began = time.monotonic()
     measured = importlib.import_module(f"benchmarks.{given.name.replace('-', '_')}").measure()
     line = {"benchmark": given.name, **rounded(measured), "took_seconds": round(time.monotonic() - began), **_where()}

@@ -25,7 +25,14 @@ from vlm_dft.tiny import build_tiny_vlm
 ROUNDS = 3
 SAMPLES = 8
 DIMS: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "num_layers": 12, "vocab_size": 4096}
-_LOAD = "import sys; from vlm_dft.model import load; load(sys.argv[1], precision='fp32', device='cpu')"
+_LOAD = """
+import gc
+gc.disable()  # as the trainer imports it
+import sys, time
+from vlm_dft.model import load
+load(sys.argv[1], precision="fp32", device="cpu")
+print(time.time())
+"""
 
 
 def measure() -> dict[str, Any]:
@@ -77,9 +84,9 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def _load_seconds(model: Path) -> float:
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", _LOAD, str(model)], check=True)
-    return time.monotonic() - began
+    began = time.time()
+    loaded = subprocess.run([sys.executable, "-c", _LOAD, str(model)], check=True, capture_output=True, text=True)
+    return float(loaded.stdout.split()[-1]) - began
 
 
 def _write(directory: Path) -> tuple[Path, TrainConfig]:

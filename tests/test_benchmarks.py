@@ -73,6 +73,22 @@ def test_an_unknown_name_is_refused_with_those_there_are(capsys: pytest.CaptureF
     assert "head-memory" in capsys.readouterr().err
 
 
+def test_a_peer_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert command.main(["step"]) == 1
+    assert "pip install -e '.[peers]'" in capsys.readouterr().err
+
+
+def test_the_benchmarks_beside_peers_are_those_that_import_them():
+    def imported(name: str) -> str:
+        return Path(command.__file__).with_name(f"{name.replace('-', '_')}.py").read_text()
+
+    assert set(command.BESIDE_PEERS) == {
+        name for name in command.NAMES if "from trl" in imported(name) or "import peers" in imported(name)
+    }
+
+
 def test_the_truth_is_the_definition_and_its_errors_are_relative():
     inputs = head_inputs("flat", rows=12, hidden=32, vocabulary=5000)
     hidden_ND, weight_VD = (tensor.double().requires_grad_() for tensor in (inputs.hidden_ND, inputs.weight_VD))
