@@ -70,18 +70,17 @@ class _Chunks:
         sparse = request.tolerance > 0 and request.objective.vanishing
         self._sparse = ColumnSparse(self._gradients, request.tolerance) if sparse else None
         self._sparse_rows = 0
-        # One buffer, used again by every chunk.
-        shape = (min(request.chunk_rows, request.labels_N.numel()), projection.vocabulary)
-        self._logits_CV, self._reference_CV = (
-            zeros(shape, projection.exact, request.labels_N.device) if used else None
-            for used in (True, request.reference is not None)
-        )
+        self._slices = _slices(request.labels_N.numel(), request.chunk_rows)
+        # One buffer, used again by every chunk, of which the first has most rows.
+        shape = (self._slices[0].stop, projection.vocabulary)
+        self._logits_CV = zeros(shape, projection.exact, request.labels_N.device)
+        self._reference_CV = zeros(shape, projection.exact, request.labels_N.device) if request.reference else None
 
     def run(self) -> tuple[RowResults, Gradients]:
         objective = self._request.objective
         statistics: list[dict[str, Tensor]] = []
         weights: list[Tensor] = []
-        for rows in self._slices():
+        for rows in self._slices:
             tile = self._tile(rows, self._request.wanted | objective.needs)
             statistics.append(tile.statistics)
             if not objective.needs_segments:
@@ -90,7 +89,7 @@ class _Chunks:
         found = {name: torch.cat([part[name] for part in statistics]) for name in statistics[0]}
         if objective.needs_segments:
             weight_N = objective.weights(self._token_statistics(found, slice(None)))
-            for rows in self._slices() if self._gradients.wanted else ():
+            for rows in self._slices if self._gradients.wanted else ():
                 self._add(rows, self._tile(rows, frozenset()), weight_N[rows])
         else:
             weight_N = torch.cat(weights)
@@ -106,14 +105,7 @@ class _Chunks:
         )
         return results, self._gradients
 
-    def _slices(self) -> list[slice]:
-        # As many as chunk_rows asks for, of one size: a small last chunk would be the slowest.
-        rows = self._request.labels_N.numel()
-        step = math.ceil(rows / math.ceil(rows / self._request.chunk_rows))
-        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-
     def _tile(self, rows: slice, wanted: frozenset[str]) -> Tile:
-        assert self._logits_CV is not None
         count = rows.stop - rows.start
         logits_CV = self._projection.logits(rows, self._logits_CV[:count])
         reference_CV = None
@@ -144,3 +136,9 @@ class _Chunks:
             self._sparse_rows += labels_C.numel()
         else:
             self._gradients.add(rows, tile, weight_C, labels_C, self._request.objective.kl_weight)
+
+
+def _slices(rows: int, chunk_rows: int) -> list[slice]:
+    """As many as chunk_rows asks for, of one size: a small last chunk would be the slowest."""
+    step = math.ceil(rows / math.ceil(rows / chunk_rows))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
