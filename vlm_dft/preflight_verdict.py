@@ -14,20 +14,16 @@ from typing import Final, Literal
 from vlm_dft.objective_config import ObjectiveConfig
 from vlm_dft.preflight_report import Part, PartEvidence, RowEvidence, Verdict
 
-RULE: Final = "preflight-rules/v1"
+RULE: Final = "preflight-rules/v2"
 NEW_CONTENT: Final = 0.15
 """Share of the words with p < 0.1 from which nll was better; below it dft was better or as good."""
 NEW_FORMAT: Final = 0.1
 """Mean p of tags, or of the end of turn, below which dft did not learn to write them in every seed."""
 ALL_NEW: Final = 0.75
 """The same share from which nll was better whatever the tags are: to such a model everything is new."""
-WEAK_DIGITS: Final = 0.7
-"""Mean p of digits below which the model cannot do the work yet, and dft was worse than nll. Digits, because wording
-leaves them no choice."""
-MIN_DIGITS: Final = 20
-"""Fewer of them say nothing."""
-NO_NOISE: Final = 0.01
-"""The same share below which dft has nothing to leave out: it was as good as nll, or worse."""
+NOISE: Final = 0.5
+"""Share of the words' gradient mass in words with p < 0.1 from which dft was better, as these few are what it leaves
+out. Below it the model half knows what it does not know, and nll was as good or better: it learns that faster."""
 FLOOR: Final = 0.1
 ALPHA: Final = 0.5
 LIMITS: Final = (
@@ -35,20 +31,16 @@ LIMITS: Final = (
     "hundreds of rows: the bounds may lie elsewhere for a large model, for pictures, and for a single epoch.",
     "It looks at the model before the training. Whether improbable words are wrong or new it cannot see: few of them "
     "are taken for noise, many for new knowledge.",
-    "Whether a model that has begun to know a subject is good at it yet is read from digits: of answers without digits "
-    "it cannot say that.",
 )
 
 
-Finding = Literal["new_content", "new_format", "weak", "new_end", "no_noise", "known_content"]
+Finding = Literal["new_content", "new_format", "half_known", "new_end", "known_content"]
 _SFT: Final = (ObjectiveConfig(name="nll"), "nll (SFT)")
-_POWER: Final = (ObjectiveConfig(name="power", alpha=ALPHA), f"power with alpha {ALPHA:g}")
 _ADVICE: Final[dict[Finding, tuple[ObjectiveConfig, str]]] = {
     "new_content": _SFT,
     "new_format": (ObjectiveConfig(name="dft", weight_floor=FLOOR), f"dft with weight_floor {FLOOR:g}"),
-    "weak": _POWER,
-    "new_end": _POWER,
-    "no_noise": _SFT,
+    "half_known": _SFT,
+    "new_end": (ObjectiveConfig(name="power", alpha=ALPHA), f"power with alpha {ALPHA:g}"),
     "known_content": (ObjectiveConfig(name="dft"), "dft"),
 }
 
@@ -60,12 +52,13 @@ def decide(parts: Sequence[PartEvidence], rows: RowEvidence) -> Verdict:
 
 @dataclass(frozen=True)
 class _Looks:
-    """What the rule decides by; None: there are no such tokens, or too few."""
+    """What the rule decides by; None: there are no such tokens."""
 
     new_content: float
     """Share of the words with p < 0.1."""
+    noise: float
+    """Share of the words' gradient mass that is theirs."""
     format_p: float | None
-    digits_p: float | None
     end_p: float | None
 
     @property
@@ -78,11 +71,9 @@ class _Looks:
             return "new_content"
         if self.has_new_format:
             return "new_format"
-        if self.digits_p is not None and self.digits_p < WEAK_DIGITS:
-            return "weak"
-        if self.end_p is not None and self.end_p < NEW_FORMAT:
-            return "new_end"
-        return "no_noise" if self.new_content < NO_NOISE else "known_content"
+        if self.noise < NOISE:
+            return "half_known"
+        return "new_end" if self.end_p is not None and self.end_p < NEW_FORMAT else "known_content"
 
     @property
     def label(self) -> str:
@@ -96,11 +87,12 @@ class _Decision:
         self.num_words = sum(part.num_tokens for part in words)
         self.improbable_words = sum(part.p_below_01_count for part in words)
         self.new_content = self.improbable_words / self.num_words if self.num_words else 0.0
+        # Each of them has a mass of 0.9 to 1, and is counted as 1.
+        mass = sum(part.gradient_mass for part in words)
+        self.noise = min(1.0, self.improbable_words / mass) if mass else 0.0
         self.format_p = parts["format"].mean_p
         self.end_p = parts["end_of_turn"].mean_p
-        digits = parts["digits"]
-        self.digits_p = digits.mean_p if digits.num_tokens >= MIN_DIGITS else None
-        self.looks = _Looks(self.new_content, self.format_p, self.digits_p, self.end_p)
+        self.looks = _Looks(self.new_content, self.noise, self.format_p, self.end_p)
 
     def verdict(self) -> Verdict:
         finding = self.looks.finding()
@@ -108,9 +100,8 @@ class _Decision:
         reasons: dict[Finding, Callable[[], list[str]]] = {
             "new_content": self._new_content,
             "new_format": self._new_format,
-            "weak": self._weak,
+            "half_known": self._half_known,
             "new_end": self._new_end,
-            "no_noise": self._no_noise,
             "known_content": self._known_content,
         }
         return Verdict(
@@ -144,23 +135,17 @@ class _Decision:
         everything = self.parts["all"]
         return [
             f"The model gives only {self.new_content:.1%} of your words ({self.improbable_words} of "
-            f"{self.num_words}) a probability below 0.1: it can do most of this already. Such few improbable words are "
-            "more often noise than knowledge, and DFT leaves them where SFT learns them by heart.",
+            f"{self.num_words}) a probability below 0.1, and they make {self.noise:.0%} of the words' gradient: it can "
+            "do most of this already. Few words that pull so hard are more often noise than knowledge, and DFT leaves "
+            "them where SFT learns them by heart.",
             f"DFT would discard {everything.dft_discards or 0.0:.0%} of the gradient.",
         ]
 
-    def _no_noise(self) -> list[str]:
+    def _half_known(self) -> list[str]:
         return [
-            f"The model gives hardly any of your words ({self.improbable_words} of {self.num_words}) a probability "
-            "below 0.1: there is nothing for DFT to leave out, and of what the model half knows SFT learns more. "
-            "What it is sure of already, neither changes much.",
-        ]
-
-    def _weak(self) -> list[str]:
-        return [
-            f"The model writes much as your data does, but gives its digits a probability of {self.digits_p:.2f} on "
-            "average: it has begun to know this, and is not good at it. Plain DFT would hold on to what it gets wrong; "
-            f"the weight p^{ALPHA:g} learns about as freely as SFT does.",
+            f"Words with a probability below 0.1 ({self.improbable_words} of {self.num_words}) make only "
+            f"{self.noise:.0%} of the words' gradient: there is little noise for DFT to leave out. The rest is what "
+            "the model half knows, and SFT learns more of that; what it is sure of already, neither changes much.",
         ]
 
     def _new_end(self) -> list[str]:
@@ -175,13 +160,14 @@ class _Decision:
         everything = self.parts["all"]
         found = {
             "share_of_words_p_below_01": self.new_content,
+            "share_of_gradient_p_below_01": self.noise,
             "mean_p": everything.mean_p,
             "share_p_below_001": everything.share_p_below_001,
             "share_p_below_01": everything.share_p_below_01,
             "dft_discards": everything.dft_discards,
             "format_mean_p": self.format_p,
             "end_of_turn_mean_p": self.end_p,
-            "digits_mean_p": self.digits_p,
+            "digits_mean_p": self.parts["digits"].mean_p,
             "share_of_rows_p_below_01": self.rows.share_p_below_01,
         }
         return {name: value for name, value in found.items() if value is not None}
@@ -201,16 +187,14 @@ class _Decision:
             yield change, {"new_content": math.nextafter(bound, 0)}
         else:
             yield f"{bound:.0%} or more of {now}, because the data is new to the model", {"new_content": bound}
-        if self.new_content < NO_NOISE:
-            change = f"{NO_NOISE:.0%} to {NEW_CONTENT:.0%} of {now}, because some demonstrations are wrong"
-            yield change, {"new_content": NO_NOISE}
-        for name, what, bound in (
-            ("format_p", "tags", NEW_FORMAT),
-            ("digits_p", "digits", WEAK_DIGITS),
-            ("end_p", "an end of turn", NEW_FORMAT),
-        ):
+        share = f"of the words' gradient in words with a probability below 0.1 (now {self.noise:.0%})"
+        if self.noise < NOISE:
+            yield f"{NOISE:.0%} or more {share}, because some demonstrations are wrong", {"noise": NOISE}
+        else:
+            yield f"less than {NOISE:.0%} {share}, because the model half knows the subject", {"noise": 0.0}
+        for name, what in (("format_p", "tags"), ("end_p", "an end of turn")):
             p = getattr(self.looks, name)
             if p is not None:
-                is_above = p >= bound
-                change = f"{what} with a mean probability {'below' if is_above else 'of at least'} {bound:g}"
-                yield f"{change} (now {p:.3f})", {name: 0.0 if is_above else bound}
+                is_above = p >= NEW_FORMAT
+                change = f"{what} with a mean probability {'below' if is_above else 'of at least'} {NEW_FORMAT:g}"
+                yield f"{change} (now {p:.3f})", {name: 0.0 if is_above else NEW_FORMAT}
