@@ -185,7 +185,7 @@ def test_the_rule_is_right_on_every_task_and_seed_of_its_experiment() -> None:
 
 
 def test_dft_is_advised_only_where_a_few_words_make_most_of_the_gradient() -> None:
-    """The demo is no part of the experiment: pictures, right demonstrations, a start that is good at 59 or 81 % of them."""
+    """The demo is no part of the experiment: pictures, right demonstrations, a start that is half as good as these."""
     for row in ROWS + DEMO:
         noise, verdict = noise_of(row), verdict_of(row)
         assert (verdict.label == "dft") <= (noise >= NOISE), (row["task"], row["seed"])
