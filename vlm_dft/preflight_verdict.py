@@ -144,8 +144,8 @@ class _Decision:
     def _half_known(self) -> list[str]:
         return [
             f"Words with a probability below 0.1 ({self.improbable_words} of {self.num_words}) make only "
-            f"{self.noise:.0%} of the words' gradient: there is little noise for DFT to leave out. The rest is what "
-            "the model half knows, and SFT learns more of that; what it is sure of already, neither changes much.",
+            f"{self.noise:.0%} of the words' gradient: DFT has little to leave out there. The rest is what the model "
+            "half knows, and SFT learns more of that; what it is sure of already, neither changes much.",
         ]
 
     def _new_end(self) -> list[str]:
