@@ -86,13 +86,14 @@ class _Decision:
         words = [parts["reasoning"], parts["answer"]]
         self.num_words = sum(part.num_tokens for part in words)
         self.improbable_words = sum(part.p_below_01_count for part in words)
-        self.new_content = self.improbable_words / self.num_words if self.num_words else 0.0
         # Each of them has a mass of 0.9 to 1, and is counted as 1.
         mass = sum(part.gradient_mass for part in words)
-        self.noise = min(1.0, self.improbable_words / mass) if mass else 0.0
-        self.format_p = parts["format"].mean_p
-        self.end_p = parts["end_of_turn"].mean_p
-        self.looks = _Looks(self.new_content, self.noise, self.format_p, self.end_p)
+        self.looks = _Looks(
+            new_content=self.improbable_words / self.num_words if self.num_words else 0.0,
+            noise=min(1.0, self.improbable_words / mass) if mass else 0.0,
+            format_p=parts["format"].mean_p,
+            end_p=parts["end_of_turn"].mean_p,
+        )
 
     def verdict(self) -> Verdict:
         finding = self.looks.finding()
@@ -117,56 +118,57 @@ class _Decision:
     def _new_format(self) -> list[str]:
         discards = self.parts["format"].dft_discards or 0.0
         return [
-            f"The model gives the tags of your answers a probability of {self.format_p:.3f} on average: plain DFT "
-            f"would discard {discards:.0%} of their gradient and may never learn to write them. A floor of {FLOOR:g} "
-            "keeps them learnable, and still weighs what the model finds unlikely ten times less than SFT does.",
+            f"The model gives the tags of your answers a probability of {self.looks.format_p:.3f} on average: plain "
+            f"DFT would discard {discards:.0%} of their gradient and may never learn to write them. A floor of "
+            f"{FLOOR:g} keeps them learnable, and still weighs what the model finds unlikely ten times less than SFT "
+            "does.",
             "What stands between tags that the model does not know looks less probable than it is: run the preflight "
             "again on a model that has learned the tags, to see whether the content is new too; then SFT is better.",
         ]
 
     def _new_content(self) -> list[str]:
         return [
-            f"The model gives {self.new_content:.0%} of your words ({self.improbable_words} of {self.num_words}) a "
-            f"probability below 0.1: to it they are new, and DFT would discard "
+            f"The model gives {self.looks.new_content:.0%} of your words ({self.improbable_words} of {self.num_words}) "
+            f"a probability below 0.1: to it they are new, and DFT would discard "
             f"{self.parts['all'].dft_discards or 0.0:.0%} of the gradient, most of it of these words. SFT learns them.",
         ]
 
     def _known_content(self) -> list[str]:
         everything = self.parts["all"]
         return [
-            f"The model gives only {self.new_content:.1%} of your words ({self.improbable_words} of "
-            f"{self.num_words}) a probability below 0.1, and they make {self.noise:.0%} of the words' gradient: it can "
-            "do most of this already. Few words that pull so hard are more often noise than knowledge, and DFT leaves "
-            "them where SFT learns them by heart.",
+            f"The model gives only {self.looks.new_content:.1%} of your words ({self.improbable_words} of "
+            f"{self.num_words}) a probability below 0.1, and they make {self.looks.noise:.0%} of the words' gradient: "
+            "it can do most of this already. Few words that pull so hard are more often noise than knowledge, and DFT "
+            "leaves them where SFT learns them by heart.",
             f"DFT would discard {everything.dft_discards or 0.0:.0%} of the gradient.",
         ]
 
     def _half_known(self) -> list[str]:
         return [
             f"Words with a probability below 0.1 ({self.improbable_words} of {self.num_words}) make only "
-            f"{self.noise:.0%} of the words' gradient: DFT has little to leave out there. The rest is what the model "
-            "half knows, and SFT learns more of that; what it is sure of already, neither changes much.",
+            f"{self.looks.noise:.0%} of the words' gradient: DFT has little to leave out there. The rest is what the "
+            "model half knows, and SFT learns more of that; what it is sure of already, neither changes much.",
         ]
 
     def _new_end(self) -> list[str]:
         return [
-            f"The model can do most of this already ({self.new_content:.1%} of your words have a probability below "
-            f"0.1), but gives the end of turn a probability of {self.end_p:.4f}: with plain DFT it may never stop. The "
-            f"weight p^{ALPHA:g} learns to stop, and still less of what is likely noise than SFT does.",
+            f"The model can do most of this already ({self.looks.new_content:.1%} of your words have a probability "
+            f"below 0.1), but gives the end of turn a probability of {self.looks.end_p:.4f}: with plain DFT it may "
+            f"never stop. The weight p^{ALPHA:g} learns to stop, and still less of what is likely noise than SFT does.",
             "Watch eos_nll in the metrics: if it does not fall, take dft with a weight_floor of 0.1, or SFT.",
         ]
 
     def _evidence(self) -> dict[str, float]:
         everything = self.parts["all"]
         found = {
-            "share_of_words_p_below_01": self.new_content,
-            "share_of_gradient_p_below_01": self.noise,
+            "share_of_words_p_below_01": self.looks.new_content,
+            "share_of_gradient_p_below_01": self.looks.noise,
             "mean_p": everything.mean_p,
             "share_p_below_001": everything.share_p_below_001,
             "share_p_below_01": everything.share_p_below_01,
             "dft_discards": everything.dft_discards,
-            "format_mean_p": self.format_p,
-            "end_of_turn_mean_p": self.end_p,
+            "format_mean_p": self.looks.format_p,
+            "end_of_turn_mean_p": self.looks.end_p,
             "digits_mean_p": self.parts["digits"].mean_p,
             "share_of_rows_p_below_01": self.rows.share_p_below_01,
         }
@@ -180,15 +182,15 @@ class _Decision:
                 yield f"{change}: then {label}"
 
     def _changes(self) -> Iterator[tuple[str, dict[str, float]]]:
-        now = f"words with a probability below 0.1 (now {self.new_content:.1%})"
+        now = f"words with a probability below 0.1 (now {self.looks.new_content:.1%})"
         bound = ALL_NEW if self.looks.has_new_format else NEW_CONTENT
-        if self.new_content >= bound:
+        if self.looks.new_content >= bound:
             change = f"less than {bound:.0%} of {now}, because the model knows the subject"
             yield change, {"new_content": math.nextafter(bound, 0)}
         else:
             yield f"{bound:.0%} or more of {now}, because the data is new to the model", {"new_content": bound}
-        share = f"of the words' gradient in words with a probability below 0.1 (now {self.noise:.0%})"
-        if self.noise < NOISE:
+        share = f"of the words' gradient in words with a probability below 0.1 (now {self.looks.noise:.0%})"
+        if self.looks.noise < NOISE:
             yield f"{NOISE:.0%} or more {share}, because some demonstrations are wrong", {"noise": NOISE}
         else:
             yield f"less than {NOISE:.0%} {share}, because the model half knows the subject", {"noise": 0.0}
