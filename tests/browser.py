@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -104,3 +105,9 @@ def _is_fault(message: Any, opened: Tab) -> bool:
     """Chromium reports answers above 399 as errors too; those that a test provokes are none."""
     expected = any(f"status of {status}" in message.text for status in opened.expected_statuses)
     return message.type == "error" and not expected
+
+
+def need_chromium() -> None:
+    """Skip where there is none."""
+    if chromium_binary() is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")

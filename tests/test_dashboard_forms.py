@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from api_server import Api, serve
-from browser import chromium, chromium_binary, tab
+from browser import chromium, need_chromium, tab
 from databases import copied_sqlite
 from playwright.sync_api import Browser, Route, expect
 from webhook_receiver import receiver
@@ -18,8 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if chromium_binary() is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")
+    need_chromium()
     with chromium() as running:
         yield running
 

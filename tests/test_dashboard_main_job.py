@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import chromium, chromium_binary, tab
+from browser import chromium, need_chromium, tab
 from PIL import Image
 from playwright.sync_api import Page, expect
 from running_service import RunningService
@@ -53,8 +53,7 @@ def spoiled(archive: Path, target: Path) -> Path:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[RunningService]:
-    if chromium_binary() is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")
+    need_chromium()
     build_tiny_vlm(tmp_path / "data" / "models" / "base" / "tiny-vl")
     write_benchmark(tmp_path / "data" / "benchmarks" / "mathvision-colours")
     with RunningService(tmp_path) as running:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from api_server import Api, serve
-from browser import DESKTOP, PHONE, chromium, chromium_binary, tab
+from browser import DESKTOP, PHONE, chromium, need_chromium, tab
 from dashboard_scenes import BENCHMARK, comparison, gpu_worker, long_job, many_jobs
 from databases import copied_sqlite
 from playwright.sync_api import Browser, Error, Page, expect
@@ -32,8 +32,7 @@ HOSTILE = "<img src=x onerror=alert(1)> \u202eevil\u202c " + "nospace" * 20
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if chromium_binary() is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium, or set VLM_DFT_TEST_CHROMIUM")
+    need_chromium()
     with chromium() as running:
         yield running
 
